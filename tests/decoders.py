@@ -30,6 +30,9 @@ CASES = {
     "qwen2": BASE | {"model_type": "qwen2", "tie_word_embeddings": True, "hidden_size": 48,
                      "rope_scaling": {"rope_type": "dynamic", "factor": 2.0}},
     "qwen3": BASE | {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 16},
+    "smollm3": BASE | {"model_type": "smollm3", "hidden_size": 48, "num_hidden_layers": 4, "no_rope_layers": [1, 0, 1, 0],
+                       "use_sliding_window": True, "sliding_window": 9, "tie_word_embeddings": False, "attention_bias": True,
+                       "layer_types": ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]},
     "gemma": BASE | {"model_type": "gemma", "head_dim": 16, "hidden_act": "gelu"},  # by tanh, whatever it is called
     "gemma2": BASE | {"model_type": "gemma2", "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 20},
     "gemma3": BASE | {"model_type": "gemma3_text", "head_dim": 16, "sliding_window": 9, "query_pre_attn_scalar": 16,
@@ -39,10 +42,18 @@ CASES = {
                     "rope_scaling": LONGROPE, "original_max_position_embeddings": 64},
     "gpt2": {"model_type": "gpt2", "vocab_size": 131, "n_embd": 48, "n_layer": 2, "n_head": 6, "n_positions": 64, "n_inner": 70,
              "bos_token_id": 1, "eos_token_id": 2},
+    "gpt2_scaled": {"model_type": "gpt2", "vocab_size": 131, "n_embd": 48, "n_layer": 3, "n_head": 6, "n_positions": 64, "n_inner": 70,
+                    "scale_attn_by_inverse_layer_idx": True, "scale_attn_weights": False, "reorder_and_upcast_attn": True},
     "gpt_neox": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 0.5, "tie_word_embeddings": False},
     "gpt_neox_serial": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 1.0, "tie_word_embeddings": False,
                                "use_parallel_residual": False},
 }  # fmt: skip
+# of tokens and of whole texts, whose last token is not the one of pad_token_id where there is one (golden/decoder_classes.npz)
+CLASSIFYING = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3", "gpt2", "gpt_neox")
+CLASSES = [(case, task) for case in CLASSIFYING for task in ("Sequence", "Token") if (case, task) != ("gemma3", "Token")]
+CLASSIFIERS = GOLDEN.with_name("decoder_classes.npz")
+NO_PADDING = ("mistral", "gpt2")
+LABELS = {"llama": 1, "gpt_neox": 2}  # others: 3
 
 
 def values(name, shape):
@@ -63,12 +74,22 @@ def expected(case, golden=GOLDEN):
         return json.loads(str(golden[f"{case}.json"])), *(golden[f"{case}.{part}"] for part in ("ids", "logits", "tokens"))
 
 
+def classified(case, task):
+    """Return (config and shapes, ids [texts, longest], the logits of each) of a classifier."""
+    with np.load(CLASSIFIERS) as golden:
+        said, ids, logits = (golden[f"{case} {task}.{part}"] for part in ("json", "ids", "logits"))
+    return json.loads(str(said)), ids, logits
+
+
 def write_folder(case, folder, golden=GOLDEN):
     """Write the model folder of a case; return it."""
+    return write(expected(case, golden)[0], Path(folder) / case)
+
+
+def write(said, path):
+    """Write a model folder of a config and the shapes of its tensors; return it."""
     from safetensors.numpy import save_file
 
-    said, *_ = expected(case, golden)
-    path = Path(folder) / case
     path.mkdir(parents=True)
     (path / "config.json").write_text(json.dumps(said["config"]))
     save_file({name: values(name, tuple(shape)) for name, shape in said["shapes"].items()}, path / "model.safetensors")

@@ -136,6 +136,16 @@ def test_templates_by_name(way, tmp_path):
     assert ChatTemplate.of({name: files[name] for name in ("chat_template.jinja",)}).text(talk, tools=[]) == "plain hello"
 
 
+def test_a_template_for_talks_with_tools_alone(tmp_path):
+    """As apply_chat_template of transformers 5.23, which has none for other talks."""
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"tool_use": NAMED["tool_use"], "rag": "x"}}))
+    template = ChatTemplate.of(chat_files(tmp_path, Built({}, frozenset())))
+    talk = [{"role": "user", "content": "hello"}]
+    assert template.text(talk, tools=[{}]) == "1 <tool_call> hello"
+    with pytest.raises(InputError, match="refuses the messages: it is for talks with tools alone, and none are given"):
+        template.text(talk)
+
+
 def test_another_template_that_is_called_file(tmp_path):
     """AutoTokenizer of transformers 5.23 calls the first one chat_template_file, and others by this and their names."""
     (tmp_path / "additional_chat_templates").mkdir()

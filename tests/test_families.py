@@ -190,6 +190,35 @@ def test_what_transformers_takes_otherwise_is_refused_of_decoders(kind, config, 
         read_model(folder)
 
 
+def test_scores_of_a_gpt2_are_divided_by_its_width_and_by_the_number_of_the_layer():
+    """As in GPT2Attention of transformers 5.23; what is not said, or null, changes nothing, and neither does reorder_and_upcast_attn."""
+    sizes, key = {"vocab_size": 9, "n_embd": 32, "n_layer": 3, "n_head": 2, "n_positions": 8}, "scale_attn_by_inverse_layer_idx"
+    for said, scales in (
+        ({}, [None] * 3), ({key: None, "reorder_and_upcast_attn": True}, [None] * 3), ({key: True}, [1 / 4, 1 / 8, 1 / 12]),
+        ({"scale_attn_weights": False}, [1.0] * 3), ({key: True, "scale_attn_weights": False}, [1.0, 1 / 2, 1 / 3]),
+    ):  # fmt: skip
+        fields = FAMILIES["gpt2"].fields(sizes | said)
+        assert [fields["kinds"][one].attention.scale for one in fields["order"] or (0, 0, 0)] == pytest.approx(scales)
+    with pytest.raises(ModelError, match="scale_attn_weights is 1, expected true or false"):
+        FAMILIES["gpt2"].fields(sizes | {"scale_attn_weights": 1})
+
+
+def test_layers_of_a_smollm3_that_turn_nothing():
+    """As SmolLM3Config of transformers 5.23: every fourth layer, or those of no_rope_layers, which say 0; the window is theirs."""
+    family, config = FAMILIES["smollm3"], {"model_type": "smollm3"} | DECODER
+    for said, turned in (({}, [1, 1, 1, 0, 1, 1, 1]), ({"no_rope_layer_interval": 2}, [1, 0] * 3 + [1]),
+                         ({"no_rope_layers": [0, 1, 1, 1, 1, 1, 0, 1]}, [0, 1, 1, 1, 1, 1, 0])):  # fmt: skip
+        window = {"use_sliding_window": True, "sliding_window": 5}
+        for more, near in (({}, None), (window, 4)):
+            fields = family.fields({**family.defaults, **config, **said, **more})
+            attentions = [fields["kinds"][one].attention for one in fields["order"]]
+            assert [int(one.rotary is not None) for one in attentions] == turned
+            assert [one.window for one in attentions] == [None if one else near for one in turned]
+    for odd in ([1, 0], [1, 2, 1, 1, 1, 1, 1], "x"):
+        with pytest.raises(ModelError, match="expected 1 or 0 for each of 7 layers"):
+            family.fields({**family.defaults, **config, "no_rope_layers": odd})
+
+
 def test_positions_for_all_layers_alike_that_those_of_gemma_3_have_anyway(tmp_path):
     """transformers passes over them: layers that see near rows have a base of their own."""
     folder = write_folder("gemma3", tmp_path)
@@ -216,6 +245,7 @@ UNSAID = [  # what the classes of transformers 5.23 mean where config.json lacks
     ("gemma3_text", {"sliding_window": 4096, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "max_position_embeddings": 131072}),
     ("gemma3_text", {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e6},
                                          "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}}),
+    ("smollm3", {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6, "no_rope_layer_interval": 4}),
     ("phi3", {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}),
     ("llama", {"max_position_embeddings": 2048, "rope_theta": 1e4}),
 ]  # fmt: skip

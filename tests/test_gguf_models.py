@@ -27,8 +27,9 @@ GPT2 = {"n_embd": "embedding_length", "n_layer": "block_count", "n_head": "atten
         "n_positions": "context_length", "layer_norm_epsilon": "attention.layer_norm_epsilon"}  # fmt: skip
 
 
-def written(case, key, more=None):
-    """Return the GGUF file of a case, with `more` keys: names, order of rows and added ones as convert_hf_to_gguf.py has them."""
+def written(case, key, more=None, others=None):
+    """Return the GGUF file of a case, with `more` keys and `others` of tensors: names, order of rows and added ones as the converter of
+    llama.cpp has them."""
     said, *_ = expected(case)
     config, kind = said["config"], ARCHITECTURES[key]
     sizes = {f"{key}.{own}": config[name] for name, own in (GPT2 if key == "gpt2" else SIZES).items() if config.get(name) is not None}
@@ -52,10 +53,10 @@ def written(case, key, more=None):
         if kind.added and "norm" in name:
             value = value + 1
         tensors[name] = value.T if kind.transposed and name.startswith("blk.") and value.ndim == 2 else value
-    return gguf({"general.architecture": key} | sizes | TOKENS | (more or {}), tensors)
+    return gguf({"general.architecture": key} | sizes | TOKENS | (more or {}), tensors | (others or {}))
 
 
-CASES = [("llama", "llama"), ("qwen2", "qwen2"), ("qwen3", "qwen3"), ("gemma2", "gemma2"), ("gpt2", "gpt2")]
+CASES = [(case, case) for case in ("llama", "qwen2", "qwen3", "gemma", "gemma2", "gpt2")]
 
 
 @pytest.mark.parametrize("case, key", CASES)
@@ -129,6 +130,47 @@ def test_lists_in_the_place_of_numbers_and_words_are_refused(tmp_path, case, key
 def test_positions_are_scaled_as_in_llama_cpp(tmp_path, more, factor):
     plain, scaled = (read(tmp_path, "llama", one).spec.kinds[0].attention.rotary.frequencies for one in ({}, more))
     np.testing.assert_allclose(np.array(plain) / scaled, factor)
+
+
+def test_yarn_ends_where_the_file_says(tmp_path):
+    """llama.cpp: 32 and 1 turns where it does not."""
+    yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
+    found = []
+    for more in ({}, {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}, {"rope.scaling.yarn_beta_slow": 0.1}):
+        found.append(read(tmp_path, "llama", yarn | more).spec.kinds[0].attention.rotary.frequencies)
+    assert found[0] == found[1] != found[2]
+
+
+def test_longrope_of_a_phi3(tmp_path):
+    """Its factors are tensors of the file, and what turned numbers are multiplied by is a key; the kind need not be said."""
+    said, *_ = expected("phi3")
+    wanted = read_model(write_folder("phi3", tmp_path)).spec
+    scaling, rotary = said["config"]["rope_parameters"], wanted.kinds[0].attention.rotary
+    factors = {f"rope_factors_{kind}.weight": np.array(scaling[f"{kind}_factor"], np.float32) for kind in ("short", "long")}
+    keys = {"phi3.rope.scaling.original_context_length": 64, "phi3.rope.scaling.attn_factor": rotary.factor}
+    for more in ({}, {"phi3.rope.scaling.type": "longrope"}, {"phi3.rope.dimension_count": 8}):
+        (tmp_path / "x.gguf").write_bytes(written("phi3", "phi3", keys | more, factors))
+        found = read_gguf(tmp_path / "x.gguf")[0].spec
+        assert (found.positions, found.kinds[0].attention.window) == (wanted.positions, wanted.kinds[0].attention.window) == (64, 8)
+        np.testing.assert_allclose(found.kinds[0].attention.rotary.frequencies, rotary.frequencies, rtol=1e-6)
+        assert found.kinds[0].attention.rotary.factor == pytest.approx(rotary.factor)
+    for short in (np.ones(3, np.float32), factors["rope_factors_short.weight"]):  # the others are missing
+        (tmp_path / "x.gguf").write_bytes(written("phi3", "phi3", keys, {"rope_factors_short.weight": short}))
+        with pytest.raises(ModelError, match="have to be factors of 4 pairs"):
+            read_gguf(tmp_path / "x.gguf")
+    (tmp_path / "x.gguf").write_bytes(written("phi3", "phi3", keys | {"phi3.rope.scaling.type": "yarn"}, factors))
+    with pytest.raises(ModelError, match="attn_factor is"):
+        read_gguf(tmp_path / "x.gguf")
+
+
+def test_every_fourth_layer_of_a_smollm3_turns_nothing(tmp_path):
+    """llama.cpp knows no other: its files do not say which."""
+    (tmp_path / "x.gguf").write_bytes(written("smollm3", "smollm3", {"smollm3.attention.sliding_window": 0}))
+    found = read_gguf(tmp_path / "x.gguf")[0]
+    assert [one.attention.rotary is not None for one in found.spec.each()] == [True, True, True, False]
+    wanted = dict(read_model(write_folder("smollm3", tmp_path)).weights())
+    for name, values_ in found.weights():
+        np.testing.assert_allclose(values_, wanted[name], atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("more, penalty", [

@@ -1,4 +1,4 @@
-"""Norms, activations and softmax on NumPy arrays. Knows formulas; knows no model, no file and no rank."""
+"""Norms, activations, softmax and a search on NumPy arrays. Knows formulas; knows no model, no file and no rank."""
 
 import math
 from collections.abc import Callable
@@ -97,6 +97,12 @@ def sigmoid(x: Array) -> Array:
     """Return 1 / (1 + exp(-x)), without overflow."""
     result: Array = 0.5 + 0.5 * np.tanh(0.5 * x)
     return result
+
+
+def last_other(values: NDArray[np.integer], passed_over: int | None) -> int:
+    """Return the place of the last of `values` [n] that is not `passed_over`, 0 where there is no other; None: of the very last."""
+    found = np.flatnonzero(values != passed_over) if passed_over is not None else np.arange(len(values))
+    return int(found[-1]) if len(found) else 0
 
 
 def as_type(weights: ArrayLike, dtype: DTypeLike) -> Array:

@@ -25,6 +25,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 MASKED = ["the dog runs to the [MASK]", "[MASK] walks by the river"]
 PAIRS = [["the dog runs", "a cat sat by the river"], ["the moon", "snow and fire, and a small boat on the lake"]]
 LONG = [["the dog runs " * 12, "a cat sat by the river " * 2], ["the moon", "snow and fire on the lake " * 9]]
+RANKED = [["the cat sat", "on a mat"], ["two birds", "a cat saw the two birds in old trees by the river"]]
 TEXTS = ["the dog [SEP] runs", "a cat sat by the river"]
 ONE = {"classifier.weight": [1, 40], "classifier.bias": [1]}
 ONE_LABEL = {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}}
@@ -98,6 +99,12 @@ CASES = [
     {"name": "token classes", "base": "bert_tokencls", "inputs": TEXTS},
     {"name": "token classes, unknown words", "base": "bert_tokencls", "inputs": ["the 中文 dog & zoë@runs", "& [UNK] ##s"]},
     *(family_case(*one) for one in FAMILIES),
+    {"name": "a decoder, pairs", "base": "qwen3_seqcls", "inputs": [{"text": a, "text_pair": b} for a, b in RANKED]},
+    {"name": "a decoder, texts that end in padding", "base": "qwen3_seqcls", "inputs": ["the cat sat <pad> <pad>", "a mat <pad>"]},
+    {"name": "a decoder, cross-encoder", "base": "qwen3_seqcls", "inputs": RANKED, "pairs": True,
+     "config": {"sentence_transformers": {"activation_fn": IDENTITY, "version": "5.0.0"}}},
+    {"name": "a decoder, cross-encoder as 6.2 saves it, too long", "base": "qwen3_seqcls", "files": SAVED, "pairs": True,
+     "inputs": [["the cat sat " * 12, "on a mat by the river " * 6], *RANKED]},
 ]  # fmt: skip
 
 

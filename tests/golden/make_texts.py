@@ -120,6 +120,18 @@ def byte_level():
     return json.loads(made.to_str())
 
 
+def polish():
+    """HerBERT's files: merges of letters, the last of a word with its mark, in the older form and in a tokenizer.json."""
+    letters = [*LETTERS, *".,@<>[]中文"]
+    pieces = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *letters, *(f"{letter}</w>" for letter in letters), "th", "the</w>", "he", "ca"]
+    vocabulary, merges = {piece: number for number, piece in enumerate(pieces)}, ["t h", "h e", "c a", "th e</w>"]
+    for name, more in (("HerbertTokenizer", {}), ("HerbertTokenizerFast", {"do_lower_case": True})):
+        said = {"tokenizer_config.json": {"tokenizer_class": name, "mask_token": "<mask>"} | more}
+        yield {"tokenizer.json": None, "vocab.json": vocabulary, "merges.txt": "\n".join(["#version: 0.2", *merges, ""])} | said
+        made = Tokenizer(models.BPE(vocabulary, [tuple(one.split()) for one in merges], unk_token="<unk>", end_of_word_suffix="</w>"))
+        yield {"tokenizer.json": json.loads(made.to_str())} | said
+
+
 def other_classes():
     config, bytewise = "tokenizer_config.json", byte_level()
     vocabulary, merges = bytewise["model"]["vocab"], [m if isinstance(m, str) else " ".join(m) for m in bytewise["model"]["merges"]]
@@ -131,6 +143,7 @@ def other_classes():
     for ending in ("\n", "\r\n"):
         files = {"tokenizer.json": None, "vocab.json": vocabulary, "merges.txt": ending.join(["#version: 0.2", *merges, ""])}
         yield files | {config: {"tokenizer_class": "RobertaTokenizer", "mask_token": "<mask>"}}
+    yield from polish()
     french = {"tokenizer_class": "CamembertTokenizer", "mask_token": "<mask>"}
     yield {"tokenizer.json": unigram(), config: french}
     yield {"tokenizer.json": unigram(), config: french | {"additional_special_tokens": ["[mask]"], "add_prefix_space": False}}

@@ -5,6 +5,7 @@ cross-encoder is scored as transformers' pipelines do (families).
 Source: sentence-transformers 6.2, cross_encoder/model.py.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,9 @@ from hepti_mpi.models.checkpoints.sentence import (
     settings_name,
     tokenizer_changes,
 )
+from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.families.family import class_labels
+from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.untrusted import is_file, parse_json, read_small, shown
 
 CONFIG = "config.json"
@@ -71,6 +74,19 @@ def read_cross_encoder(source: Path) -> Sentence | None:
         "lower_case": read_lower_case(own, name),
     }
     return Sentence(base, options, (), [], tokenizer_changes(own, name), call, True, one_score)
+
+
+def check_last_token(built: Built, options: Mapping[str, Any]) -> None:
+    """Refuse padding behind texts by another token than the one that the head passes over when it looks for the last: of texts beside
+    longer ones it would read the padding. Raises ModelError.
+    """
+    mark, passed = built.marks.get("pad_token"), options.get("passed_over")
+    if mark is None or passed is None or json.loads(built.files["tokenizer_config.json"])["padding_side"] == "left":
+        return
+    found = Tokens(built.files).plain(mark, "the pad token")
+    if found != [passed]:
+        why = f"the tokenizer pads by {mark!r:.60}, which is {shown(found, 60)}: an answer would depend on the other texts beside it"
+        raise ModelError(f"{CONFIG}: pad_token_id is {passed}, and {why}")
 
 
 def refuse_template(source: Path) -> None:

@@ -1,6 +1,7 @@
 """What a GGUF file says of its model, in the words of a Hugging Face folder: config.json, names and order of tensors, special tokens.
 
-Knows what llama.cpp calls things, and what its converter changes: rows of Q and K of arch llama are permuted, Gemma's norms have 1 added.
+Knows what llama.cpp calls things, and what its converter changes: rows of Q and K of archs llama and smollm3 are permuted, Gemma's norms
+have 1 added.
 Knows no store and no family's table. Source: convert_hf_to_gguf.py, gguf-py/gguf/constants.py and src/llama-model.cpp of llama.cpp.
 """
 
@@ -31,6 +32,7 @@ GPT2 |= {"ffn_down": "mlp.c_proj"}
 GPT2_OUTER = {"token_embd.weight": "wte.weight", "position_embd.weight": "wpe.weight", "output.weight": "lm_head.weight"}
 GPT2_OUTER |= {"output_norm.weight": "ln_f.weight", "output_norm.bias": "ln_f.bias"}
 FREQUENCIES = "rope_freqs.weight"  # by which each frequency of Llama 3 is divided
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"  # the same of Phi-3, for texts up to the original length, and others
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}  # as in all of its models; factor and the original length are found out
 LENGTHS = (8192, 4096, 16384)
 
@@ -39,10 +41,10 @@ LENGTHS = (8192, 4096, 16384)
 SHARED = """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count attention.head_count_kv
 attention.key_length attention.value_length expert_count""".split()
 TURNED = """attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor rope.scale_linear
-rope.scaling.original_context_length rope.scaling.attn_factor""".split()
+rope.scaling.original_context_length rope.scaling.attn_factor rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow""".split()
 WINDOWS = ("attention.sliding_window", "attention.sliding_window_pattern")
 READ: dict[str, Sequence[str]] = {
-    "llama": TURNED, "qwen2": TURNED, "qwen3": TURNED, "phi3": [*TURNED, "attention.sliding_window"],
+    "llama": TURNED, "qwen2": TURNED, "qwen3": TURNED, "smollm3": TURNED, "phi3": [*TURNED, "attention.sliding_window"], "gemma": TURNED,
     "gemma2": [*TURNED, *WINDOWS, "attn_logit_softcapping", "final_logit_softcapping"],
     "gemma3": [*TURNED, *WINDOWS, "final_logit_softcapping", "rope.freq_base_swa"], "gpt2": ["attention.layer_norm_epsilon"],
 }  # fmt: skip
@@ -73,6 +75,8 @@ ARCHITECTURES = {
     "llama": Architecture("llama", "LlamaForCausalLM", OUTER, BLOCK, permuted=True),
     "qwen2": Architecture("qwen2", "Qwen2ForCausalLM", OUTER, BLOCK),
     "qwen3": Architecture("qwen3", "Qwen3ForCausalLM", OUTER, BLOCK),
+    "smollm3": Architecture("smollm3", "SmolLM3ForCausalLM", OUTER, BLOCK, permuted=True),
+    "gemma": Architecture("gemma", "GemmaForCausalLM", OUTER, BLOCK, added=True),
     "gemma2": Architecture("gemma2", "Gemma2ForCausalLM", OUTER, SANDWICH, added=True),
     "gemma3": Architecture("gemma3_text", "Gemma3ForCausalLM", OUTER, SANDWICH, added=True),
     "phi3": Architecture("phi3", "Phi3ForCausalLM", OUTER, FUSED),
@@ -95,7 +99,8 @@ class GgufModel:
             raise ModelError(f"{file.path} has architecture {found!r:.60}, which is not supported; supported: {', '.join(ARCHITECTURES)}")
         self.key, self.kind = found, ARCHITECTURES[found]
         self._refuse_unknown()
-        self._names = {self._plain(name): name for name in file.shapes if name != FREQUENCIES}
+        factors = (SHORT, LONG) if self.key == "phi3" else (FREQUENCIES,)
+        self._names = {self._plain(name): name for name in file.shapes if name not in factors}
         self.config = self._config()
         self.heads = {"attn_q": self.config["num_attention_heads"], "attn_k": self.config["num_key_value_heads"]}
         flip = self._flipped
@@ -192,9 +197,12 @@ class GgufModel:
         left_out = ("attention_bias", "mlp_bias") if self.key == "qwen2" else ("mlp_bias",)
         return {key: value for key, value in self.llama().items() if key not in left_out}
 
-    def gemma(self) -> dict[str, Any]:
+    def first_gemma(self) -> dict[str, Any]:
         config = {key: value for key, value in self.llama().items() if key not in ("hidden_act", "attention_bias", "mlp_bias")}
-        config |= {"hidden_activation": "gelu_pytorch_tanh", "sliding_window": self._integer("attention.sliding_window")}
+        return config | {"hidden_activation": "gelu_pytorch_tanh"}
+
+    def gemma(self) -> dict[str, Any]:
+        config = self.first_gemma() | {"sliding_window": self._integer("attention.sliding_window")}
         self._refuse_other("attention.sliding_window_pattern", period := 2 if self.key == "gemma2" else 6)
         width = self._get("attention.key_length", 256)
         config["query_pre_attn_scalar"] = width  # but of the 27B models: hidden / heads
@@ -208,10 +216,10 @@ class GgufModel:
         return config | {"rope_theta": self._number("rope.freq_base")} | _alternating(config_layers, period)
 
     def phi(self) -> dict[str, Any]:
-        if "rope_factors_long.weight" in self.file.shapes:
-            raise ModelError(f"{self.file.path} scales positions by longrope, which is not supported")
         config = {key: value for key, value in self.llama().items() if key not in ("attention_bias", "mlp_bias")}
-        window = "attention.sliding_window"
+        window, original = "attention.sliding_window", "rope.scaling.original_context_length"
+        if SHORT in self.file.shapes:
+            config["original_max_position_embeddings"] = self._integer(original, self._integer("context_length"))
         return config | {"sliding_window": None if _is_one_of(self._get(window, 0), (0,)) else self._integer(window)}
 
     def gpt2(self) -> dict[str, Any]:
@@ -233,6 +241,9 @@ class GgufModel:
         kind, factor = self._get("rope.scaling.type", "linear"), self._number("rope.scaling.factor", self._number("rope.scale_linear", 1.0))
         kind = kind if isinstance(kind, str) else shown(kind, 60)
         factor = factor or 1.0  # 0: not said
+        ends = {f"beta_{end}": self._number(f"rope.scaling.yarn_beta_{end}", turns) for end, turns in (("fast", 32.0), ("slow", 1.0))}
+        if SHORT in self.file.shapes and kind in ("longrope", "linear", "none") and factor == 1:
+            return self._longrope(width)
         self._refuse_other("rope.scaling.attn_factor", 1.0)
         if FREQUENCIES in self.file.shapes:
             if kind not in ("none", "linear") or (kind == "linear" and factor != 1):
@@ -245,8 +256,17 @@ class GgufModel:
             return {"rope_type": "linear", "factor": factor}
         if kind == "yarn":
             original = self._integer("rope.scaling.original_context_length", self._integer("context_length"))
-            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **ends}
         raise ModelError(f"{self.file.path}: positions are scaled by {kind!r:.60}, which is not supported; supported: linear, yarn, llama3")
+
+    def _longrope(self, width: int) -> dict[str, Any]:
+        """Return the scaling of Phi-3 by the factors in the file. Raises ModelError for others than of each pair that is turned."""
+        pairs = self._integer("rope.dimension_count", width) // 2
+        if any(self.file.shapes.get(name) != (pairs,) for name in (SHORT, LONG)):
+            raise ModelError(f"{self.file.path}: {SHORT} and {LONG} have to be factors of {pairs} pairs of a head's numbers")
+        short, long = ([float(f"{one:.7g}") for one in self.file.read(name).tolist()] for name in (SHORT, LONG))
+        factor = self._number("rope.scaling.attn_factor", 1.0)
+        return {"rope_type": "longrope", "short_factor": short, "long_factor": long, "attention_factor": factor}
 
     def _llama3(self, width: int) -> dict[str, Any]:
         """Return the scaling of Llama 3 that gives the factors in the file. Raises ModelError when none does."""
@@ -260,8 +280,9 @@ class GgufModel:
 
 
 EXTRAS: dict[str, Callable[[GgufModel], dict[str, Any]]] = {
-    "llama": GgufModel.llama, "qwen2": GgufModel.qwen, "qwen3": GgufModel.qwen, "gemma2": GgufModel.gemma, "gemma3": GgufModel.gemma,
-    "phi3": GgufModel.phi, "gpt2": GgufModel.gpt2,
+    "llama": GgufModel.llama, "qwen2": GgufModel.qwen, "qwen3": GgufModel.qwen, "smollm3": GgufModel.llama,
+    "gemma": GgufModel.first_gemma,
+    "gemma2": GgufModel.gemma, "gemma3": GgufModel.gemma, "phi3": GgufModel.phi, "gpt2": GgufModel.gpt2,
 }  # fmt: skip
 
 

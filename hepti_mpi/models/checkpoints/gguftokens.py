@@ -26,19 +26,28 @@ PIECES = "llama"
 PLAIN, UNKNOWN, CONTROL, USER, BYTE = 1, 2, 3, 4, 6  # types of tokens; all but bytes are taken whole where a text says them
 LONGEST = 1 << 10  # characters of a piece, each of which is a place where two others may meet
 WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN, LLAMA3 = WORDS % "", WORDS % "{1,3}"
+SHORT = "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+UPPER, LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+CASED = (  # words end before a capital letter
+    rf"[^\r\n\p{{L}}\p{{N}}]?{UPPER}*{LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{UPPER}+{LOWER}*%s|\p{{N}}%s| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CODE = (r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+", r"\p{N}")  # DeepSeek Coder
 STRIPPING = "phi3"  # the architecture of which spaces and line ends behind such tokens are left out, but behind:
 KEEPING = ("<unk>", "<s>", "<|endoftext|>")
 # of an answer, beside eos: whatever type the file says they are of, but for one that is a word of HTML where the file has it as its user's
 TAG = "</s>"
-ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", TAG)
+ENDS = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<|endoftext|>", "<|end_of_text|>", "<|eom_id|>", "<eos>", "<EOT>", "[EOT]",
+        "[EOS]", "<end_of_utterance>", "<\uff5cend\u2581of\u2581sentence\uff5c>", TAG)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How texts are split before merging. `pattern`: None for GPT-2's own; `digits`: each by itself; `whole`: words that are tokens are
-    not merged anew; `begun`: texts begin with the file's bos where it does not say whether they do."""
+    """How texts are split before merging. `patterns`: one after the other, none for GPT-2's own; `digits`: each by itself; `whole`: words
+    that are tokens are not merged anew; `begun`: texts begin with the file's bos where it does not say whether they do."""
 
-    pattern: str | None = None
+    patterns: tuple[str, ...] = ()
     digits: bool = False
     whole: bool = False
     composed: bool = False
@@ -48,9 +57,11 @@ class Rule:
 RULES = {
     "gpt-2": Rule(),
     "smollm": Rule(digits=True),
-    "llama-bpe": Rule(WORDS % "{1,3}", whole=True, begun=True),
-    "llama3": Rule(WORDS % "{1,3}", whole=True, begun=True),
-    "qwen2": Rule(WORDS % "", composed=True),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3"), Rule((LLAMA3,), whole=True, begun=True)),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen"), Rule((QWEN,), composed=True)),
+    "deepseek-coder": Rule(CODE),
+    "tekken": Rule((CASED % ("", "", ""),), whole=True, begun=True),
+    "gpt-4o": Rule((CASED % (SHORT, SHORT, "{1,3}"),)),
 }
 
 
@@ -156,7 +167,7 @@ def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -
     instead = "put the model's tokenizer.json beside the file"
     if kind != "gpt2" or name not in RULES:
         said = f"{kind!r:.60}" if kind != "gpt2" else f"{name!r:.60} for byte-level BPE"
-        raise ModelError(f"its kind is {said}; supported: byte-level BPE of {', '.join(RULES)}, and SentencePiece's ({PIECES}); {instead}")
+        raise ModelError(f"its kind is {said}; {instead}; supported: byte-level BPE of {', '.join(RULES)}, and SentencePiece's ({PIECES})")
     rule, merges = RULES[name], metadata.get(f"{KEY}merges")
     if not isinstance(merges, list):
         raise ModelError(f"it has no {KEY}merges")
@@ -168,9 +179,8 @@ def _bpe(metadata: Mapping[str, Any], texts: Sequence[str], types: np.ndarray) -
     if composed:
         tokenizer.normalizer = normalizers.NFC()
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if rule.digits else []
-    if rule.pattern is not None:
-        steps.append(pre_tokenizers.Split(Regex(rule.pattern), "isolated"))
-    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=rule.pattern is None))
+    steps += [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in rule.patterns]
+    steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not rule.patterns))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
     _complete(tokenizer, metadata, texts, types, rule.begun)

@@ -17,7 +17,7 @@ import numpy as np
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models import sidefiles
-from hepti_mpi.models.checkpoints.crossencoder import read_cross_encoder
+from hepti_mpi.models.checkpoints.crossencoder import check_last_token, read_cross_encoder
 from hepti_mpi.models.checkpoints.generation import chat_files, writing_options
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.safetensors import TensorFiles
@@ -164,16 +164,16 @@ def make_spec(
     Raises ModelError.
     """
     fields, (sentence, built) = family.fields(config), texts
-    if sentence and family.types_are_words:
+    task = Task("sentence") if sentence and "pooling" in sentence.options else choose_task(family, config, plain)
+    head, fields["options"] = task.head, fields.get("options", {}) | task.options(config)
+    if family.types_are_words and head != "next-token":
         refuse_types(built)
     added = sentence.finish(built, fields) if sentence else {}
-    task = Task("sentence") if "pooling" in added else choose_task(family, config, plain)
-    head = task.head
     labels = (task.labels or class_labels(config)) if head.endswith("-classes") else ()
     if head == "next-token" and not all(layer.attention.causal for layer in fields["kinds"]):
         raise ModelError("config.json: rows of the model see those behind them, so that no text grows from them; embeddings are made of "
                          "them in a folder with modules.json")  # fmt: skip
-    options = fields.pop("options", {})
+    options = fields.pop("options")
     if head in ("sequence-classes", "image-classes"):
         options["scores"] = score_kind(config, labels)
     if task.labels:
@@ -185,6 +185,8 @@ def make_spec(
     if "scores" in added and head != "sequence-classes":
         named = f"config.json has architectures {config.get('architectures')!r:.60}"
         raise ModelError(f"the model is said to be a cross-encoder, but {named}; expected one that ends in ForSequenceClassification")
+    if "scores" in added:
+        check_last_token(built, options)
     tied = head in ("masked-words", "next-token") and words_tied(family, config, plain, tensors)
     back = sentence.steps if sentence and head == "sentence" else task.steps(fields | {"config": config}, labels, tied)
     return spec_of(family, name, head, fields, labels=labels, options=options | added, back=back)
@@ -200,7 +202,7 @@ def tokens_limit(built: Built, positions: int) -> int | None:
 
 
 def refuse_types(built: Built) -> None:
-    """Raise ModelError when the tokenizer gives types, which become words where sentence-transformers hands them over; pipelines do not."""
+    """Raise ModelError when the tokenizer gives types, which become words by all but the pipeline that writes."""
     if built.files and "token_type_ids" in parse_json(built.files["tokenizer_config.json"], "tokenizer_config.json")["model_input_names"]:
         meant = '"model_input_names": ["input_ids", "attention_mask"] into tokenizer_config.json if they are not meant'
         raise ModelError(f"the tokenizer gives token_type_ids, which this family looks up among its words: not supported; put {meant}")

@@ -104,7 +104,7 @@ def make_spec(name: str, config: dict[str, Any]) -> ModelSpec:
     family = FAMILIES[config["model_type"]]
     fields = family.fields(config)
     task = family.architectures[config["architectures"][0]]
-    options = fields.pop("options", {}) | ({"scores": "softmax"} if task.head == "image-classes" else {})
+    options = fields.pop("options", {}) | task.options(config) | ({"scores": "softmax"} if task.head == "image-classes" else {})
     labels = class_labels(config) if task.head == "image-classes" else ()
     back = task.steps(fields, labels, tied=True)
     return spec_of(family, name, task.head, fields, labels=labels, options=options, back=back)

@@ -4,7 +4,8 @@ Knows the files of each class and its special tokens; knows no other side file, 
 Source: transformers 5.23, tokenization_utils_tokenizers.py (TokenizersBackend.convert_to_native_format), and of models/:
 gpt2/tokenization_gpt2.py, gpt_neox/tokenization_gpt_neox.py, qwen2/tokenization_qwen2.py, llama/tokenization_llama.py,
 gemma/tokenization_gemma.py,
-bert/tokenization_bert.py, roberta/tokenization_roberta.py, xlm_roberta/tokenization_xlm_roberta.py, camembert/tokenization_camembert.py.
+bert/tokenization_bert.py, roberta/tokenization_roberta.py, xlm_roberta/tokenization_xlm_roberta.py, camembert/tokenization_camembert.py,
+herbert/tokenization_herbert.py.
 """
 
 import base64
@@ -201,6 +202,21 @@ def frame_bert(tokenizer: Tokenizer, settings: Settings) -> None:
     )
 
 
+def herbert(settings: Settings, files: Mapping[str, bytes]) -> Tokenizer:
+    """Return HerBERT's tokenizer: merges of letters within words that BERT's rule cuts; vocabulary and merges are taken over."""
+    vocabulary, merges, _ = merges_of(settings, files, "HerbertTokenizer")
+    require(settings, "unk_token", "cls_token", "sep_token")
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token=str(settings["unk_token"]), end_of_word_suffix="</w>"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=False, strip_accents=False, clean_text=True, handle_chinese_chars=True)
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.BPEDecoder(suffix="</w>")
+    return tokenizer
+
+
+def frame_herbert(tokenizer: Tokenizer, settings: Settings) -> None:
+    """Put its marks around texts, by the numbers that they have in the published vocabulary."""
+    tokenizer.post_processor = processors.BertProcessing((str(settings["sep_token"]), 2), (str(settings["cls_token"]), 0))
+
+
 def require(settings: Settings, *keys: str) -> None:
     """Raise ModelError where a special token that the class cannot do without is null."""
     for key in keys:
@@ -284,12 +300,14 @@ GPT2_MARKS = {"unk_token": END, "bos_token": END, "eos_token": END, "pad_token":
 QWEN_MARKS = {"unk_token": END, "eos_token": END, "pad_token": END}
 LLAMA_MARKS = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 GEMMA_MARKS = {"unk_token": "<unk>", "bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>", "mask_token": "<mask>"}
+HERBERT_MARKS = {key: mark for key, mark in XLM_MARKS.items() if key not in ("bos_token", "eos_token")}
 KINDS = {
     **dict.fromkeys(("BertTokenizer", "ElectraTokenizer", "MobileBertTokenizer"), BERT),
     "DistilBertTokenizer": replace(BERT, inputs=UNTYPED),
     "RobertaTokenizer": Kind(XLM_MARKS, UNTYPED, byte_level, frame_roberta, (WORDS, MERGES)),
     "MPNetTokenizer": Kind(XLM_MARKS | {"unk_token": "[UNK]"}, UNTYPED, mpnet, frame_roberta, (VOCAB,)),
     "XLMRobertaTokenizer": Kind(XLM_MARKS, UNTYPED, unigram, frame_xlm),
+    "HerbertTokenizer": Kind(HERBERT_MARKS, UNTYPED, herbert, frame_herbert, (WORDS, MERGES)),
     "CamembertTokenizer": Kind(XLM_MARKS, UNTYPED, camembert, frame_xlm, extra=("<s>NOTUSED", "</s>NOTUSED", "<unk>NOTUSED")),
     "GPT2Tokenizer": Kind(GPT2_MARKS, UNTYPED, gpt2, frame_ends, (WORDS, MERGES)),
     "GPTNeoXTokenizer": Kind(GPT2_MARKS | {"pad_token": "<|padding|>"}, UNTYPED, gpt_neox, frame_ends, (WORDS, MERGES)),

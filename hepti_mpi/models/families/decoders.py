@@ -1,4 +1,4 @@
-"""What decoders that generate text have in common: sizes, windows, names of tensors, the head of words.
+"""What decoders that generate text have in common: sizes, windows, names of tensors, the heads of words and of classes.
 
 Knows the keys of config.json that they share; knows no family by name.
 """
@@ -9,13 +9,35 @@ from typing import Any
 
 from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Attention, Layer, Mlp, Norm, Rotary
-from hepti_mpi.models.families.family import Source, Task, integer, listed, named_activation, number, pair
+from hepti_mpi.models.families.family import LEFT_OVER, Make, Source, Task, integer, listed, named_activation, number, pair
 from hepti_mpi.models.families.rotary import WHOLE, original_positions
 from hepti_mpi.models.sidefiles import Table, honoured, refused, without
-from hepti_mpi.models.steps import Lookup, Step, Words
+from hepti_mpi.models.steps import Dense, Lookup, Step, Words
 from hepti_mpi.wording import counted
 
+
+def last_token(config: Mapping[str, Any], default: int | None) -> dict[str, Any]:
+    """Return which row a classifier of texts reads: that of the last token that is not the one of pad_token_id, or of the very last one
+    where there is none. Raises ModelError. Source: transformers 5.23, modeling_layers.py, GenericForSequenceClassification.
+    """
+    padding = config.get("pad_token_id", default)
+    if isinstance(padding, bool) or not isinstance(padding, int | None):
+        raise ModelError(f"config.json: pad_token_id is {padding!r:.60}, expected the id of a token")
+    return {"pooling": "lasttoken", "passed_over": padding}
+
+
+def text_classes(padding: int | None = None) -> Task:
+    """Return what a classifier of texts is for; `padding`: the pad_token_id of its class, which counts where config.json lacks the key."""
+    return Task("sequence-classes", (scores(bias=False),), options=lambda config: last_token(config, padding))
+
+
+def scores(bias: bool) -> Make:
+    """Return what makes the product from rows to classes, as most decoders call it."""
+    return lambda sizes: Dense("head.scores", sizes["hidden"], sizes["labels"], bias=bias)
+
+
 WORDS = Task("next-token", (lambda sizes: Words("head.words", sizes["vocabulary"], sizes["hidden"], sizes["tied"], bias=False),))
+TOKEN_CLASSES = Task("token-classes", (scores(bias=True),))
 KEYS: Table = {
     **honoured("num_key_value_heads rms_norm_eps rope_theta rope_scaling rope_parameters head_dim attention_bias mlp_bias"),
     **honoured("sliding_window layer_types use_sliding_window max_window_layers"),
@@ -140,6 +162,9 @@ def window_of(config: Mapping[str, Any]) -> int | None:
 # ---- tensors
 
 
+SCORES = pair("head.scores", "score")
+
+
 def decoder_sources(norms: str = "as is") -> dict[str, Source]:
     """Return where the weights of a Llama come from, and of those that call theirs alike; `norms`: the transform of norms."""
     layer = "layers.{}."
@@ -147,6 +172,7 @@ def decoder_sources(norms: str = "as is") -> dict[str, Source]:
         "embedding.words": Source("as is", ("embed_tokens.weight",)),
         "final.norm.weight": Source(norms, ("norm.weight",)),
         "head.words.weight": Source("as is", ("lm_head.weight",)),
+        **SCORES,
         **{key: one for m in "qkv" for key, one in pair(f"{layer}attention.{m}", f"{layer}self_attn.{m}_proj", "heads").items()},
         **pair(f"{layer}attention.o", f"{layer}self_attn.o_proj", "transpose"),
         **{f"{layer}attention.{m}.norm.weight": Source(norms, (f"{layer}self_attn.{m}_norm.weight",)) for m in "qk"},
@@ -158,8 +184,18 @@ def decoder_sources(norms: str = "as is") -> dict[str, Source]:
     }
 
 
-DROPPED = {
-    r"lm_head\.weight": "a repetition of the word embeddings",
-}
+HEADS = {r"score\.(weight|bias)": "the classes of another architecture", **LEFT_OVER}
+DROPPED = {r"lm_head\.weight": "a repetition of the word embeddings, or the words of a classifier", **HEADS}
+
+
+def architectures(prefix: str, padding: int | None = None) -> dict[str, Task]:
+    """Return the architectures whose names begin so; `padding`: as of text_classes."""
+    return {
+        f"{prefix}ForCausalLM": WORDS,
+        f"{prefix}ForSequenceClassification": text_classes(padding),
+        f"{prefix}ForTokenClassification": TOKEN_CLASSES,
+    }
+
+
 TIED = ("lm_head.weight", "embed_tokens.weight")
 UNTIED = {"tie_word_embeddings": False}  # a default of families whose files say it where the output words are the input words

@@ -41,14 +41,13 @@ def dinov2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     mlp = Mlp(hidden, width, "silu" if gated else shared["activation"], gated)
     layer = Layer(attention, mlp, before=(norm, norm), scaled=True)
     positions = 1 + registers + (image // patch) ** 2
-    classifies = str((config.get("architectures") or [""])[0]).endswith("ForImageClassification")
     options = {"image_size": image, "patch_size": patch, "channels": channels, "registers": registers}
     fields = {
         "ffn": width,
         "last": norm,
         "embedding": "patches",
         "positions": positions,
-        "options": options | {"table": square(config, "table_size", image) // patch} | ({"pooling": "cls+patches"} if classifies else {}),
+        "options": options | {"table": square(config, "table_size", image) // patch},
         # rows of positions: the class token, the registers, and patches with the bias of their projection
         "front": (Patches("embedding.patches", channels * patch**2, hidden), Lookup("embedding.positions", "positions", positions, hidden)),
     }
@@ -65,6 +64,7 @@ def classes(sizes: Sizes) -> Dense:
     return Dense("head.classes", 2 * sizes["hidden"], sizes["labels"])
 
 
+CLASSES = Task("image-classes", (classes,), options=lambda config: {"pooling": "cls+patches"})
 LAYER = "encoder.layer.{}"
 TABLES = ("embeddings.position_embeddings", "embeddings.cls_token", "embeddings.patch_embeddings.projection.bias")
 SOURCES = {
@@ -99,7 +99,7 @@ def family(kind: str, prefix: str, sources: Mapping[str, Source]) -> Family:
         name="dinov2",
         fields=dinov2_fields,
         prefixes=(f"{prefix}.",),
-        architectures={f"{kind}Model": Task("none"), f"{kind}ForImageClassification": Task("image-classes", (classes,))},
+        architectures={f"{kind}Model": Task("none"), f"{kind}ForImageClassification": CLASSES},
         sources=sources,
         renames=RENAMES,
         dropped={r"embeddings\.mask_token": "masked image modelling", r"classifier\.(weight|bias)": "a head of another architecture"},

@@ -65,12 +65,14 @@ class Source:
 class Task:
     """What an architecture is for: the `head` of a ModelSpec and what makes the steps behind the layers, given the sizes.
 
-    `labels`: of the classes, where they are not those of config.json.
+    `labels`: of the classes, where they are not those of config.json. `options`: returns, given config.json, what the head adds to the
+    options of a ModelSpec, such as how the row is made that it reads.
     """
 
     head: str
     back: tuple[Make, ...] = ()
     labels: tuple[str, ...] = ()
+    options: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda config: {}
 
     def steps(self, fields: Mapping[str, Any], labels: Sequence[object], tied: bool) -> tuple[Step, ...]:
         """Return the steps behind the layers of a model with these ModelSpec fields; `tied`: its output words are its input words."""

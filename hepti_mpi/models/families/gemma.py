@@ -17,8 +17,10 @@ from hepti_mpi.models.families.decoders import (
     WORDS,
     Sizes,
     activation,
+    architectures,
     check_alike,
     decoder_sources,
+    text_classes,
     window_of,
     windows,
 )
@@ -128,7 +130,7 @@ GEMMA = Family(
     name="gemma",
     fields=gemma_fields,
     prefixes=("model.",),
-    architectures={"GemmaForCausalLM": WORDS},
+    architectures=architectures("Gemma", padding=0),
     sources=decoder_sources("plus one"),
     dropped=DROPPED,
     tied=TIED,
@@ -146,9 +148,10 @@ LATER = FIRST | {"num_key_value_heads": 4, "sliding_window": 4096}
 CAPS = {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0}
 THIRD_KEYS = {**GEMMA.keys, **honoured("use_bidirectional_attention")}
 THIRD = {"max_position_embeddings": 131072, "rope_theta": 1e6}
+THIRD_ARCHITECTURES = {"Gemma3ForCausalLM": WORDS, "Gemma3TextForSequenceClassification": text_classes(padding=0)}
 MODEL_TYPES = {
     "gemma": GEMMA,
-    "gemma2": replace(GEMMA, name="gemma2", architectures={"Gemma2ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | CAPS),
-    "gemma3_text": replace(GEMMA, name="gemma3", architectures={"Gemma3ForCausalLM": WORDS}, sources=SANDWICH, defaults=LATER | THIRD,
+    "gemma2": replace(GEMMA, name="gemma2", architectures=architectures("Gemma2", padding=0), sources=SANDWICH, defaults=LATER | CAPS),
+    "gemma3_text": replace(GEMMA, name="gemma3", architectures=THIRD_ARCHITECTURES, sources=SANDWICH, defaults=LATER | THIRD,
                            keys=THIRD_KEYS),
 }  # fmt: skip

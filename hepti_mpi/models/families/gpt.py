@@ -7,17 +7,21 @@ from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer, Norm
 from hepti_mpi.models.families.decoders import (
     DROPPED,
+    HEADS,
     KEYS,
+    SCORES,
     TIED,
     UNTIED,
     WORDS,
     Sizes,
     activation,
+    architectures,
     check_alike,
     decoder_sources,
+    text_classes,
     window_of,
 )
-from hepti_mpi.models.families.family import Family, Source, integer, mapping, number, pair, renamed, yes
+from hepti_mpi.models.families.family import CLASSES, Family, Source, Task, integer, mapping, number, pair, renamed, yes
 from hepti_mpi.models.families.rotary import rotary_of, scaling_said
 from hepti_mpi.models.sidefiles import honoured, refused, without
 from hepti_mpi.models.steps import Lookup
@@ -39,10 +43,20 @@ def gpt2_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     check_alike(config, sizes, None)
     norm = Norm(sizes.hidden, eps)
     mlp = sizes.mlp(activation(config, "activation_function", default="gelu_new"), gated=False, bias=True)
-    layer = Layer(sizes.attention(None, biases="qkvo"), mlp, before=(norm, norm))
+    attentions = [sizes.attention(None, biases="qkvo", scale=scale) for scale in _scales(config, sizes)]
     tables = ("ids", "words", sizes.vocabulary), ("positions", "positions", sizes.positions)
     front = tuple(Lookup(f"embedding.{name}", by, size, sizes.hidden) for by, name, size in tables)
-    return sizes.fields([layer] * sizes.layers, front) | {"last": norm}
+    return sizes.fields([Layer(attention, mlp, before=(norm, norm)) for attention in attentions], front) | {"last": norm}
+
+
+def _scales(config: Mapping[str, Any], sizes: Sizes) -> list[float | None]:
+    """Return by what each layer's scores are multiplied, None for as they are as a rule. Raises ModelError."""
+    by_width, key = yes(config, "scale_attn_weights", True), "scale_attn_by_inverse_layer_idx"
+    by_number = config.get(key) is not None and yes(config, key, False)
+    if by_width and not by_number:
+        return [None] * sizes.layers
+    first = sizes.dim**-0.5 if by_width else 1.0
+    return [first / (number + 1 if by_number else 1) for number in range(sizes.layers)]
 
 
 def neox_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,9 +106,12 @@ def check_code(config: Mapping[str, Any]) -> None:
             raise ModelError(f"config.json: auto_map names {name!r:.60}, code of the folder, which is never run: {ALMOST}")
 
 
+OWN_CLASSES = SCORES | pair("head.classes", "classifier")
+
+
 def _gpt2_sources() -> dict[str, Source]:
     found = {"embedding.words": Source("as is", ("wte.weight",)), "embedding.positions": Source("as is", ("wpe.weight",))}
-    found |= {"head.words.weight": Source("as is", ("lm_head.weight",)), **pair("final.norm", "ln_f")}
+    found |= {"head.words.weight": Source("as is", ("lm_head.weight",)), **OWN_CLASSES, **pair("final.norm", "ln_f")}
     for place, m in enumerate("qkv"):
         found[f"layers.{{}}.attention.{m}.weight"] = Source("columns", ("h.{}.attn.c_attn.weight",), part=(place, 3))
         found[f"layers.{{}}.attention.{m}.bias"] = Source("heads", ("h.{}.attn.c_attn.bias",), part=(place, 3))
@@ -106,7 +123,7 @@ def _gpt2_sources() -> dict[str, Source]:
 
 def _neox_sources() -> dict[str, Source]:
     found = {"embedding.words": Source("as is", ("embed_in.weight",)), "head.words.weight": Source("as is", ("embed_out.weight",))}
-    found |= pair("final.norm", "final_layer_norm")
+    found |= OWN_CLASSES | pair("final.norm", "final_layer_norm")
     for place, m in enumerate("qkv"):
         for role in ("weight", "bias"):
             tensor = f"layers.{{}}.attention.query_key_value.{role}"
@@ -127,20 +144,24 @@ def _phi3_sources() -> dict[str, Source]:
     return found
 
 
+OWN_TOKEN_CLASSES = Task("token-classes", (CLASSES,))
 GPT2 = Family(
     name="gpt2",
     fields=gpt2_fields,
     prefixes=("transformer.",),
-    architectures={"GPT2LMHeadModel": WORDS},
+    architectures={
+        "GPT2LMHeadModel": WORDS,
+        "GPT2ForSequenceClassification": text_classes(),
+        "GPT2ForTokenClassification": OWN_TOKEN_CLASSES,
+    },
     sources=_gpt2_sources(),
-    dropped={r"h\.\d+\.attn\.(bias|masked_bias)": "a mask", r"lm_head\.weight": "a repetition of the word embeddings"},
+    dropped={r"h\.\d+\.attn\.(bias|masked_bias)": "a mask", **DROPPED},
     tied=("lm_head.weight", "wte.weight"),
     keys={
         **KEYS,
         **honoured("n_embd n_head n_layer n_positions n_inner activation_function layer_norm_epsilon"),
+        **honoured("scale_attn_weights scale_attn_by_inverse_layer_idx"),
         **without("n_ctx n_special predict_special_tokens *_pdrop reorder_and_upcast_attn"),
-        **refused("scale_attn_weights", "scores are always divided by the root of the width", (True,)),
-        **refused("scale_attn_by_inverse_layer_idx", "scores are divided alike in all layers"),
     },
     tokenizer="GPT2Tokenizer",
     types_are_words=True,
@@ -149,9 +170,13 @@ NEOX = Family(
     name="gpt_neox",
     fields=neox_fields,
     prefixes=("gpt_neox.",),
-    architectures={"GPTNeoXForCausalLM": WORDS},
+    architectures=architectures("GPTNeoX") | {"GPTNeoXForTokenClassification": OWN_TOKEN_CLASSES},
     sources=_neox_sources(),
-    dropped={r"layers\.\d+\.attention\.(bias|masked_bias)": "a mask", r"embed_out\.weight": "a repetition of the word embeddings"},
+    dropped={
+        r"layers\.\d+\.attention\.(bias|masked_bias)": "a mask",
+        r"embed_out\.weight": "a repetition of the word embeddings, or the words of a classifier",
+        **HEADS,
+    },
     renames=((r"^lm_head\.weight$", "embed_out.weight"),),  # in memory transformers 5 calls it so
     tied=("embed_out.weight", "embed_in.weight"),
     keys={**KEYS, **honoured("rotary_pct rotary_emb_base use_parallel_residual layer_norm_eps"), **without("partial_rotary_factor")},
@@ -162,7 +187,7 @@ PHI3 = Family(
     name="phi3",
     fields=phi3_fields,
     prefixes=("model.",),
-    architectures={"Phi3ForCausalLM": WORDS},
+    architectures=architectures("Phi3", padding=32000),
     sources=_phi3_sources(),
     dropped=DROPPED,
     tied=TIED,

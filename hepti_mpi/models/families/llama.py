@@ -1,25 +1,27 @@
-"""Llama, Mistral, Qwen2 and Qwen3: what their config.json and their tensors are called."""
+"""Llama, Mistral, Qwen2, Qwen3 and SmolLM3: what their config.json and their tensors are called."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from hepti_mpi.errors import ModelError
 from hepti_mpi.models.blocks import Layer
 from hepti_mpi.models.families.decoders import (
     DROPPED,
     KEYS,
     TIED,
     UNTIED,
-    WORDS,
     Sizes,
     activation,
+    architectures,
     check_alike,
     decoder_sources,
     window_of,
     windows,
 )
-from hepti_mpi.models.families.family import Family, yes
+from hepti_mpi.models.families.family import Family, integer, yes
 from hepti_mpi.models.families.rotary import rotary_of
+from hepti_mpi.models.sidefiles import honoured
 
 
 def llama_fields(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,11 +58,28 @@ def qwen_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return sizes.fields(made)
 
 
+def smollm_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ModelSpec fields of a SmolLM3, of which some layers turn nothing by position. Raises ModelError."""
+    sizes, every = Sizes.of(config), integer(config, "no_rope_layer_interval", 4)
+    said = config.get("no_rope_layers")
+    turned = [int((number + 1) % every != 0) for number in range(sizes.layers)] if said is None else said
+    if not isinstance(turned, list) or len(turned) < sizes.layers or not all(one in (0, 1) for one in turned):
+        raise ModelError(f"config.json: no_rope_layers is {said!r:.100}, expected 1 or 0 for each of {sizes.layers} layers")
+    turned, window = turned[: sizes.layers], window_of(config) if yes(config, "use_sliding_window", False) else None
+    each = windows(config, sizes.layers, window)
+    if config.get("layer_types") is None:
+        each = [None if one else window for one in turned]
+    rotary, biases = rotary_of(config, sizes.dim), "qkvo" if yes(config, "attention_bias", False) else ""
+    mlp, before = sizes.mlp(activation(config, "hidden_act"), bias=yes(config, "mlp_bias", False)), (sizes.norm, sizes.norm)
+    attentions = [sizes.attention(rotary if one else None, window=near, biases=biases) for one, near in zip(turned, each)]
+    return sizes.fields([Layer(attention, mlp, before=before) for attention in attentions])
+
+
 LLAMA = Family(
     name="llama",
     fields=llama_fields,
     prefixes=("model.",),
-    architectures={"LlamaForCausalLM": WORDS},
+    architectures=architectures("Llama"),
     sources=decoder_sources(),
     dropped=DROPPED,
     tied=TIED,
@@ -76,7 +95,7 @@ MODEL_TYPES = {
         LLAMA,
         name="mistral",
         fields=mistral_fields,
-        architectures={"MistralForCausalLM": WORDS},
+        architectures=architectures("Mistral"),
         other_tokenizers=False,
         defaults=MISTRAL,
     ),
@@ -84,7 +103,7 @@ MODEL_TYPES = {
         LLAMA,
         name="qwen2",
         fields=qwen_fields,
-        architectures={"Qwen2ForCausalLM": WORDS},
+        architectures=architectures("Qwen2"),
         tokenizer="Qwen2Tokenizer",
         other_tokenizers=False,
         defaults=QWEN,
@@ -93,8 +112,16 @@ MODEL_TYPES = {
         LLAMA,
         name="qwen3",
         fields=qwen_fields,
-        architectures={"Qwen3ForCausalLM": WORDS},
+        architectures=architectures("Qwen3"),
         tokenizer="Qwen2Tokenizer",
         defaults=QWEN | {"head_dim": 128},
+    ),
+    "smollm3": replace(
+        LLAMA,
+        name="smollm3",
+        fields=smollm_fields,
+        architectures=architectures("SmolLM3", padding=128004),
+        keys={**KEYS, **honoured("no_rope_layers no_rope_layer_interval")},
+        defaults={"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6},
     ),
 }

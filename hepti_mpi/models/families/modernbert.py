@@ -53,11 +53,16 @@ def modernbert_fields(config: Mapping[str, Any]) -> dict[str, Any]:
         "front": (words, LayerNorm("embedding.norm", hidden, norm.eps, norm.bias)),
         "last": norm,
     }
-    classifies = str((config.get("architectures") or [""])[0]).endswith("ForSequenceClassification")
+    classifier_pooling(config)  # of other heads, too: what nobody knows may have been meant
+    return shared | fields | listed(layers)
+
+
+def classifier_pooling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how the row is made that a classifier of texts reads. Raises ModelError."""
     pooling = config.get("classifier_pooling", "cls")
     if pooling not in ("cls", "mean"):
         raise ModelError(f"config.json: classifier_pooling is {pooling!r:.60}, expected cls or mean")
-    return shared | fields | listed(layers) | ({"options": {"pooling": pooling}} if classifies else {})
+    return {"pooling": pooling}
 
 
 def kinds_of(config: Mapping[str, Any], shared: Mapping[str, Any]) -> list[str]:
@@ -105,7 +110,7 @@ MODERNBERT = Family(
     architectures={
         "ModernBertModel": Task("none"),
         "ModernBertForMaskedLM": Task("masked-words", (transform, head_norm, words)),
-        "ModernBertForSequenceClassification": Task("sequence-classes", (transform, head_norm, CLASSES)),
+        "ModernBertForSequenceClassification": Task("sequence-classes", (transform, head_norm, CLASSES), options=classifier_pooling),
         "ModernBertForTokenClassification": Task("token-classes", (transform, head_norm, CLASSES)),
     },
     sources={

@@ -24,6 +24,7 @@ from hepti_mpi.models.untrusted import shown
 
 NAME = "chat_template.jinja"
 WITH_TOOLS = "chat_template_tool_use.jinja"  # of a store: the template for talks with tools, where a model has one of its own for them
+TOOLS_ONLY = b"{{ raise_exception('it is for talks with tools alone, and none are given') }}"
 OTHER_MARKS = "named_tokens"  # in the tokenizer_config.json of a store: special tokens whose names do not say that they are tokens
 LONGEST = 1 << 20  # characters of a template
 LARGEST = 1 << 24  # characters of a talk
@@ -80,14 +81,14 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, files: Mapping[str, bytes]) -> "ChatTemplate | None":
-        """Return the template of a store, None where it has none. Raises ModelError."""
-        if NAME not in files:
+        """Return the template of a store, None where it has none; one for talks with tools alone refuses others. Raises ModelError."""
+        if not {NAME, WITH_TOOLS} & files.keys():
             return None
         said = json.loads(files.get("tokenizer_config.json", b"{}"))
         marks = {key: value for key, value in said.items() if key.endswith("_token") and isinstance(value, str)}
         marks |= said.get(OTHER_MARKS, {})
         with_tools = files[WITH_TOOLS].decode("utf-8", "replace") if WITH_TOOLS in files else None
-        return cls(files[NAME].decode("utf-8", "replace"), marks, with_tools)
+        return cls(files.get(NAME, TOOLS_ONLY).decode("utf-8", "replace"), marks, with_tools)
 
     def text(
         self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, more: Mapping[str, Any] | None = None

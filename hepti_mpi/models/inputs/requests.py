@@ -21,6 +21,7 @@ from hepti_mpi.models.inputs.passages import PASSAGES
 from hepti_mpi.models.inputs.preprocessors import NAME, Preprocessor, read_preprocessor
 from hepti_mpi.models.inputs.text import Item, Reading, read_texts
 from hepti_mpi.models.inputs.tokens import Encoded, Tokens
+from hepti_mpi.models.numerics import last_other
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import check_there, shown
 from hepti_mpi.wording import counted
@@ -217,6 +218,13 @@ def token_request(spec: ModelSpec, index: int, origin: str, row: tuple[np.ndarra
     return Request(index, origin, arrays, keep, len(ids))
 
 
+def place_read(spec: ModelSpec, ids: np.ndarray) -> int | None:
+    """Return the one position of a padded row of `ids` that a classifier reads, None where the head reads others, too."""
+    if spec.head != "sequence-classes":
+        return None
+    return {"cls": 0, "lasttoken": last_other(ids, spec.options.get("passed_over"))}.get(spec.pooling)
+
+
 def numbered(spec: ModelSpec, ids: np.ndarray) -> np.ndarray:
     """Return the number of each position [positions] of a padded row of `ids`: from 0, or in order of the tokens that are no padding.
 
@@ -367,8 +375,9 @@ def row_request(spec: ModelSpec, origin: str, ids: np.ndarray, mask: np.ndarray,
         raise InputError(f"{origin}: attention_mask leaves no position")
     if keep[-1] - keep[0] >= len(keep) and any(layer.attention.counts_rows for layer in spec.each()):
         raise InputError(f"{origin}: attention_mask leaves out positions between others; this model's layers go by how far apart they are")
-    if keep[0] and spec.head == "sequence-classes" and spec.pooling == "cls":
-        raise InputError(f"{origin}: attention_mask leaves out position 0, which the head of this model reads")
+    read = place_read(spec, ids)
+    if read is not None and not mask[read]:
+        raise InputError(f"{origin}: attention_mask leaves out position {read}, which the head of this model reads")
     for name, row, size in (("input_ids", ids[keep], spec.numbers("ids")), ("token_type_ids", types[keep], spec.numbers("types"))):
         if size and (row.min() < 0 or row.max() >= size):
             odd = int(row.min() if row.min() < 0 else row.max())

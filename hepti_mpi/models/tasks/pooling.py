@@ -1,7 +1,8 @@
 """From the last hidden states of a request to the one row that a head reads, as sentence-transformers computes it, in NumPy.
 
 Knows the modes of pooling; knows no weight and no file.
-Source: sentence-transformers 6.2, sentence_transformer/modules/pooling.py.
+Source: sentence-transformers 6.2, sentence_transformer/modules/pooling.py; for the last token of a classifier, which passes over the one
+of its padding, transformers 5.23, modeling_layers.py (GenericForSequenceClassification).
 """
 
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.numerics import Array
+from hepti_mpi.models.numerics import Array, last_other
 from hepti_mpi.models.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -24,7 +25,9 @@ def pooled_row(spec: ModelSpec, hidden: Array, request: "Request") -> Array:
     skipped = spec.options.get("prompt_rows", 0) if request.text is not None else 0  # rows of the prompt do not count
     if skipped >= len(hidden):
         raise InputError(f"{request.origin} has no token behind the prompt")
-    places = request.keep - request.keep[0]  # [own rows]
+    if "passed_over" in spec.options:
+        hidden = hidden[: last_other(request.arrays["ids"], spec.options["passed_over"]) + 1]
+    places = request.keep[: len(hidden)] - request.keep[0]  # [own rows]
     rows, places = hidden[skipped:], places[skipped:].astype(np.float32)  # [counting rows, hidden], [counting rows]
     return np.concatenate([pooled(mode, rows, places, 1 + spec.options.get("registers", 0)) for mode in spec.pooling.split("+")])
 
