@@ -132,13 +132,14 @@ def test_positions_are_scaled_as_in_llama_cpp(tmp_path, more, factor):
     np.testing.assert_allclose(np.array(plain) / scaled, factor)
 
 
-def test_yarn_ends_where_the_file_says(tmp_path):
-    """llama.cpp: 32 and 1 turns where it does not."""
+def test_where_yarn_ends_is_no_matter_of_the_file(tmp_path):
+    """llama.cpp reads these keys of other architectures alone, whose values are always these; its converter writes those of config.json."""
     yarn = {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 32}
-    found = []
-    for more in ({}, {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}, {"rope.scaling.yarn_beta_slow": 0.1}):
-        found.append(read(tmp_path, "llama", yarn | more).spec.kinds[0].attention.rotary.frequencies)
-    assert found[0] == found[1] != found[2]
+    plain = {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0, "rope.scaling.yarn_ext_factor": 1.0}
+    found = [read(tmp_path, "llama", yarn | more).spec.kinds[0].attention.rotary for more in ({}, plain)]
+    assert found[0] == found[1] and found[0].factor == pytest.approx(1 + 0.1 * np.log(4))
+    with pytest.raises(ModelError, match="yarn_beta_slow = 2.0 is not known of a llama"):
+        read(tmp_path, "llama", yarn | {"rope.scaling.yarn_beta_slow": 2.0})
 
 
 def test_longrope_of_a_phi3(tmp_path):

@@ -41,7 +41,7 @@ LENGTHS = (8192, 4096, 16384)
 SHARED = """block_count context_length embedding_length feed_forward_length vocab_size attention.head_count attention.head_count_kv
 attention.key_length attention.value_length expert_count""".split()
 TURNED = """attention.layer_norm_rms_epsilon rope.freq_base rope.dimension_count rope.scaling.type rope.scaling.factor rope.scale_linear
-rope.scaling.original_context_length rope.scaling.attn_factor rope.scaling.yarn_beta_fast rope.scaling.yarn_beta_slow""".split()
+rope.scaling.original_context_length rope.scaling.attn_factor""".split()
 WINDOWS = ("attention.sliding_window", "attention.sliding_window_pattern")
 READ: dict[str, Sequence[str]] = {
     "llama": TURNED, "qwen2": TURNED, "qwen3": TURNED, "smollm3": TURNED, "phi3": [*TURNED, "attention.sliding_window"], "gemma": TURNED,
@@ -50,6 +50,9 @@ READ: dict[str, Sequence[str]] = {
 }  # fmt: skip
 HARMLESS: dict[str, tuple[Any, ...]] = {
     "attention.causal": (True,), "attn_logit_softcapping": (0.0,), "final_logit_softcapping": (0.0,), "attention.sliding_window": (0,),
+    # llama.cpp takes these whatever the file says, transformers does not
+    "rope.scaling.yarn_beta_fast": (32.0,), "rope.scaling.yarn_beta_slow": (1.0,), "rope.scaling.yarn_ext_factor": (1.0,),
+    "rope.scaling.yarn_attn_factor": (1.0,),
 }  # fmt: skip
 PLAIN = ("rope.scaling.finetuned", "expert_used_count", "use_parallel_residual")
 
@@ -241,7 +244,6 @@ class GgufModel:
         kind, factor = self._get("rope.scaling.type", "linear"), self._number("rope.scaling.factor", self._number("rope.scale_linear", 1.0))
         kind = kind if isinstance(kind, str) else shown(kind, 60)
         factor = factor or 1.0  # 0: not said
-        ends = {f"beta_{end}": self._number(f"rope.scaling.yarn_beta_{end}", turns) for end, turns in (("fast", 32.0), ("slow", 1.0))}
         if SHORT in self.file.shapes and kind in ("longrope", "linear", "none") and factor == 1:
             return self._longrope(width)
         self._refuse_other("rope.scaling.attn_factor", 1.0)
@@ -256,7 +258,7 @@ class GgufModel:
             return {"rope_type": "linear", "factor": factor}
         if kind == "yarn":
             original = self._integer("rope.scaling.original_context_length", self._integer("context_length"))
-            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original, **ends}
+            return {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         raise ModelError(f"{self.file.path}: positions are scaled by {kind!r:.60}, which is not supported; supported: linear, yarn, llama3")
 
     def _longrope(self, width: int) -> dict[str, Any]:
