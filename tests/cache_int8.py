@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 from cache_formats import compare
+from onnx import TensorProto, helper
 
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, TOLD, over_cache
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.modelproto import FLOAT, FLOAT16, UINT8, make_graph, make_value_info
 from hepti_mpi.engine.opening import session
 from hepti_mpi.engine.pool import configure
 from hepti_mpi.engine.sessions import ELEMENT, bound
@@ -37,17 +37,17 @@ def integer(graph, block):
     q = graph.node("Reshape", ["q", heads])
     scale = graph.node("Mul", [graph.node("ReduceMax", [graph.node("Abs", [q]), last], keepdims=1), number(graph, "part", 1 / 127)])
     near = graph.node("Round", [graph.node("Add", [graph.node("Div", [q, scale]), number(graph, "middle", 128)])])
-    near = graph.node("Cast", [near], to=UINT8)
+    near = graph.node("Cast", [near], to=TensorProto.UINT8)
     scores = graph.node("MatMulInteger", [near, "keys", number(graph, "zero", 128, np.uint8)])
-    scores = graph.node("Mul", [graph.node("Cast", [scores], to=FLOAT), "key_scales"])
+    scores = graph.node("Mul", [graph.node("Cast", [scores], to=TensorProto.FLOAT), "key_scales"])
     scores = graph.node("Mul", [scores, graph.node("Mul", [scale, number(graph, "multiplier", block.multiplier)])])
     chances = graph.node("Mul", [graph.node("Softmax", [scores], axis=-1), "value_scales"])
     scale = graph.node("Mul", [graph.node("ReduceMax", [chances, last], keepdims=1), number(graph, "step", 1 / 65535)])
     steps, byte = graph.node("Div", [chances, scale]), number(graph, "byte", 256)
     high = graph.node("Floor", [graph.node("Mul", [steps, number(graph, "less", 1 / 256)])])
     low = graph.node("Sub", [steps, graph.node("Mul", [high, byte])])
-    both = graph.node("Cast", [graph.node("Concat", [high, low], axis=2)], to=UINT8)
-    found = graph.node("Cast", [graph.node("MatMulInteger", [both, "values"])], to=FLOAT)
+    both = graph.node("Cast", [graph.node("Concat", [high, low], axis=2)], to=TensorProto.UINT8)
+    found = graph.node("Cast", [graph.node("MatMulInteger", [both, "values"])], to=TensorProto.FLOAT)
     graph.node("Split", [found], ["high", "low"], axis=2, num_outputs=2)
     found = graph.node("Add", [graph.node("Mul", ["high", byte]), "low"])
     graph.node("Reshape", [graph.node("Mul", [found, scale]), flat], ["y"])
@@ -61,16 +61,16 @@ def written(block, kind, feed, caches):
     else:
         reads = ["q", "k", "v"]
         if kind == "float16":
-            reads = [graph.node("Cast", [name], to=FLOAT16) for name in reads]
+            reads = [graph.node("Cast", [name], to=TensorProto.FLOAT16) for name in reads]
         if kind == "dequantized":
             for name, kept, scales in ((KEYS, "keys", "key_scales"), (ROWS, "values", "value_scales")):
-                graph.node("Mul", [graph.node("Cast", [kept], to=FLOAT), scales], [name.format(0)])
+                graph.node("Mul", [graph.node("Cast", [kept], to=TensorProto.FLOAT), scales], [name.format(0)])
         mixed = over_cache(graph, block, 0, reads, (block.heads, block.kv_count), kind if kind == "float16" else "float32")
         graph.node("Reshape", [mixed, graph.constant("flat", flat)], ["y"])
-    inputs = [make_value_info(name, ELEMENT[one.dtype], None) for name, one in feed.items()]
-    outputs = [make_value_info(name, ELEMENT[one.dtype], None) for name, one in caches.items()]
-    outputs.insert(0, make_value_info("y", FLOAT, None))
-    made = make_graph(graph.nodes, kind, inputs, outputs, list(graph.initializers.values()))
+    inputs = [helper.make_tensor_value_info(name, ELEMENT[one.dtype], None) for name, one in feed.items()]
+    outputs = [helper.make_tensor_value_info(name, ELEMENT[one.dtype], None) for name, one in caches.items()]
+    outputs.insert(0, helper.make_tensor_value_info("y", TensorProto.FLOAT, None))
+    made = helper.make_graph(graph.nodes, kind, inputs, outputs, list(graph.initializers.values()))
     return session(made, Path("."), "packed", 1)
 
 

@@ -84,13 +84,13 @@ def test_threads_that_compute_together_have_a_core_each_where_there_are_as_many(
 SESSION = """
 import os, sys
 from pathlib import Path
+from onnx import TensorProto, helper
 from hepti_mpi.engine import opening, pool
-from hepti_mpi.engine.modelproto import FLOAT, make_graph, make_node, make_value_info
 
 if sys.argv[1] == "shared":
     pool.configure(len(os.sched_getaffinity(0)))
-value = [make_value_info(name, FLOAT, [None, 4]) for name in "xy"]
-graph = make_graph([make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
+value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None, 4]) for name in "xy"]
+graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "negative", value[:1], value[1:])
 before = set(os.listdir("/proc/self/task"))
 made = opening.session(graph, Path("."), "packed", len(os.sched_getaffinity(0)))
 print(sorted(sorted(os.sched_getaffinity(int(thread))) for thread in set(os.listdir("/proc/self/task")) - before))

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper
 
 from hepti_mpi.engine import integers, opening
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.modelproto import FLOAT, make_graph, make_value_info
 from hepti_mpi.engine.products import LEAST, Made, Product
 from hepti_mpi.models.formats import CHANNELS, FORMATS, SCALES, VALUES
 from hepti_mpi.weights.slices import Slice
@@ -20,8 +20,8 @@ def answered(rows, weight, inner, least=None, threads=1):
     graph = Graph(threads)
     parts = {VALUES: weight, SCALES: np.ones(OUTPUTS, np.float32), CHANNELS: np.ones(INPUTS, np.float32)}
     output = Product(graph, Made(parts), "x", Slice("w", 0, weight.shape, FORMATS["q8"], inner), least).write(None, None)
-    infos = [make_value_info(name, FLOAT, None) for name in ("x", output)]
-    made = make_graph(graph.nodes, "one", infos[:1], infos[1:], list(graph.initializers.values()))
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", output)]
+    made = helper.make_graph(graph.nodes, "one", infos[:1], infos[1:], list(graph.initializers.values()))
     return opening.session(made, Path("."), "packed", threads).run(None, {"x": rows})[0]
 
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from decoders import CASES
 from layers import MADE
+from onnx import TensorProto, helper
 
 from hepti_mpi.engine import kernels, opening
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.graph import Graph
-from hepti_mpi.engine.modelproto import FLOAT, FLOAT16, make_graph, make_value_info
 from hepti_mpi.engine.products import LEAST, Made, Product
 from hepti_mpi.models.formats import FORMATS, Seen
 from hepti_mpi.models.numerics import ACTIVATIONS, activate
@@ -20,8 +20,8 @@ ROWS, WIDTH, OUTPUTS, BAD = 5, 64, 48, 2  # the row that is spoilt
 
 
 def session_of(graph, output):
-    infos = [make_value_info(name, FLOAT, None) for name in ("x", output)]
-    made = make_graph(graph.nodes, "one", infos[:1], infos[1:], list(graph.initializers.values()))
+    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in ("x", output)]
+    made = helper.make_graph(graph.nodes, "one", infos[:1], infos[1:], list(graph.initializers.values()))
     return opening.session(made, Path("."), "packed", 1)
 
 
@@ -88,8 +88,8 @@ def test_int8_on_the_wire(block):
 def test_float16_on_the_wire():
     """A row with what float16 does not hold is NaN: a query that meets an infinite key might only leave it out."""
     graph = Graph()
-    short = graph.node("Cast", [kernels.within_float16(graph, "x")], to=FLOAT16)
-    output = graph.node("Cast", [short], to=FLOAT)
+    short = graph.node("Cast", [kernels.within_float16(graph, "x")], to=TensorProto.FLOAT16)
+    output = graph.node("Cast", [short], to=TensorProto.FLOAT)
     check(graph, output, (np.nan, np.inf, -np.inf, 1e5, -1e5))
     x = np.array([[65504, -65504, 1e-3], [65505, 0, 0], [0, -65505, 0]], np.float32)
     (found,) = session_of(graph, output).run(None, {"x": x})

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
 from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, MOST_FLOAT16, Own, Writing, within_float16
-from hepti_mpi.engine.modelproto import FLOAT, INT32, INT64, GraphProto, make_graph, make_value_info
 from hepti_mpi.engine.opening import session
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.products import Made, OfStore, Product
@@ -31,7 +32,7 @@ from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
 
 # what segments are told of a step: rows as [sequences, rows of each, numbers], rows that each sequence has, and the most that any has
-TOLD = {"shape": (INT64, 1), "reach": (INT32, 1), "most": (INT32, 0)}
+TOLD = {"shape": (TensorProto.INT64, 1), "reach": (TensorProto.INT32, 1), "most": (TensorProto.INT32, 0)}
 HEAD_STEP, TURNED_STEP = 8, 16  # numbers of a head that GroupQueryAttention takes at once, and where it turns them too
 KEYS, ROWS, ALL_KEYS, ALL_ROWS = "past_keys.{}", "past_values.{}", "keys.{}", "values.{}"
 
@@ -213,9 +214,9 @@ def check_cached(block: Attention) -> None:
 def _proto(
     graph: Graph, inputs: Sequence[str], outputs: Sequence[str], told: Sequence[str] = (), layers: Sequence[int] = (),
     turns: Sequence[str] = (), cache: str = FULL,
-) -> GraphProto:  # fmt: skip
-    def value(name: str, dims: int, kind: int = FLOAT) -> bytes:
-        return make_value_info(name, kind, [None] * dims)
+) -> onnx.GraphProto:  # fmt: skip
+    def value(name: str, dims: int, kind: int = TensorProto.FLOAT) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, kind, [None] * dims)
 
     infos = [value(name, 2) for name in inputs]
     infos += [value(name, dims, kind) for name, (kind, dims) in ((name, TOLD[name]) for name in told)]
@@ -224,7 +225,7 @@ def _proto(
     infos += [value(name.format(layer), 4, DTYPES[cache]) for layer in layers for name in (KEYS, ROWS)]
     given = [value(name, 2) for name in outputs]
     given += [value(name.format(layer), 4, DTYPES[cache]) for layer in layers for name in (ALL_KEYS, ALL_ROWS)]
-    return make_graph(graph.nodes, "segment", infos, given, list(graph.initializers.values()))
+    return helper.make_graph(graph.nodes, "segment", infos, given, list(graph.initializers.values()))
 
 
 def attention_chain(block: Attention, layers: int, cache: str, threads: int) -> onnxruntime.InferenceSession:

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.profile import GLANCE, NodeProfile
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.kernels import ASKED
-from hepti_mpi.engine.modelproto import FLOAT, make_graph, make_value_info
 from hepti_mpi.engine.opening import session
 from hepti_mpi.engine.products import Made, Multiple, Product
 from hepti_mpi.models.formats import F32, FORMATS, VALUES, Format
@@ -80,9 +80,9 @@ def format_of(place: float, used: Mapping[str, float]) -> Format:
     return FORMATS[list(used)[min(int(np.searchsorted(ends, place)), len(used) - 1)]]
 
 
-def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = FLOAT) -> onnxruntime.InferenceSession:
+def probe(graph: Graph, inputs: Sequence[str], threads: int, kind: int = TensorProto.FLOAT) -> onnxruntime.InferenceSession:
     """Return the session of a graph that writes `y`, of the ONNX type `kind`."""
-    infos = [make_value_info(name, ASKED.get(name, (FLOAT, 2))[0], None) for name in inputs]
-    result = make_value_info("y", kind, None)
-    made = make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
+    infos = [helper.make_tensor_value_info(name, ASKED.get(name, (TensorProto.FLOAT, 2))[0], None) for name in inputs]
+    result = helper.make_tensor_value_info("y", kind, None)
+    made = helper.make_graph(graph.nodes, "probe", infos, [result], list(graph.initializers.values()))
     return session(made, Path("."), "packed", threads)

@@ -5,27 +5,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import onnx
+from onnx import TensorProto, helper
 
-from hepti_mpi.engine.modelproto import (
-    FLOAT,
-    FLOAT16,
-    INT8,
-    UINT8,
-    NodeProto,
-    TensorProto,
-    make_external_tensor,
-    make_graph,
-    make_node,
-    make_tensor,
-    make_value_info,
-)
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.models.formats import VALUES
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
 MICROSOFT = "com.microsoft"
-DTYPES = {"float32": FLOAT, "float16": FLOAT16, "int8": INT8, "uint8": UINT8}
+DTYPES = {"float32": TensorProto.FLOAT, "float16": TensorProto.FLOAT16, "int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
 
 
 class Graph:
@@ -37,8 +26,8 @@ class Graph:
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads
-        self.nodes: list[NodeProto] = []
-        self.initializers: dict[str, TensorProto] = {}
+        self.nodes: list[onnx.NodeProto] = []
+        self.initializers: dict[str, onnx.TensorProto] = {}
         self.indexes: dict[str, str] = {}  # what is asked about the rows of a batch: of which kind
         self.written: set[str] = set()
         self.rounded: dict[tuple[object, ...], tuple[str, str]] = {}
@@ -48,7 +37,7 @@ class Graph:
         if outputs is None:
             self.count += 1
             outputs = [f"{kind}_{self.count}"]
-        self.nodes.append(make_node(kind, inputs, outputs, domain, **attributes))
+        self.nodes.append(helper.make_node(kind, list(inputs), list(outputs), domain=domain, **attributes))
         return outputs[0]
 
     def either(self, condition: str, one: Callable[[], str], other: Callable[[], str], output: str) -> None:
@@ -56,8 +45,8 @@ class Graph:
         ways, outside = [], self.nodes
         for write in (one, other):
             self.nodes = []
-            found = make_value_info(write(), FLOAT, None)
-            ways.append(make_graph(self.nodes, "way", [], [found]))
+            found = helper.make_tensor_value_info(write(), TensorProto.FLOAT, None)
+            ways.append(helper.make_graph(self.nodes, "way", [], [found]))
         self.nodes = outside
         self.node("If", [condition], [output], then_branch=ways[0], else_branch=ways[1])
 
@@ -70,10 +59,13 @@ class Graph:
     def weight(self, store: Store, piece: Slice, shape: tuple[int, ...], part: str = VALUES) -> str:
         """Declare a part of a slice of the store, viewed as `shape`, as an initializer that lives in the store's file."""
         region, kind, name = store.region(piece, part), piece.parts[part].kind, piece.name if part == VALUES else f"{piece.name}.{part}"
+        tensor = TensorProto(name=name, data_type=DTYPES[kind.name], dims=shape, data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", store.file.name), ("offset", region.offset), ("length", region.bytes)):
+            tensor.external_data.add(key=key, value=str(value))
         assert kind.itemsize * prod(shape) == region.bytes
-        self.initializers[name] = make_external_tensor(name, DTYPES[kind.name], shape, store.file.name, region.offset, region.bytes)
+        self.initializers[name] = tensor
         return name
 
     def constant(self, name: str, values: np.ndarray) -> str:
-        self.initializers[name] = make_tensor(name, values)
+        self.initializers[name] = onnx.numpy_helper.from_array(values, name)
         return name

@@ -4,10 +4,10 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+from onnx import TensorProto, helper
 
 from hepti_mpi.engine import opening
 from hepti_mpi.engine.graph import MICROSOFT, Graph
-from hepti_mpi.engine.modelproto import FLOAT, UINT8, make_graph, make_value_info
 
 MIDDLE = 128  # of 256 whole numbers, which is 0 where as many are below it as above
 
@@ -30,7 +30,7 @@ def _product(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
     graph = Graph()
     names = [graph.constant(name, np.array(1, np.float32)) for name in ("scale", "worth")]
     graph.node("MatMulIntegerToFloat", ["x", graph.constant("weights", weights), *names], ["y"], MICROSOFT)
-    rows_in = make_value_info("x", UINT8, None)
-    sums_out = make_value_info("y", FLOAT, None)
-    made = make_graph(graph.nodes, "product", [rows_in], [sums_out], list(graph.initializers.values()))
+    rows_in = helper.make_tensor_value_info("x", TensorProto.UINT8, None)
+    sums_out = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+    made = helper.make_graph(graph.nodes, "product", [rows_in], [sums_out], list(graph.initializers.values()))
     return np.asarray(opening.session(made, Path("."), "packed", 1).run(None, {"x": rows})[0])

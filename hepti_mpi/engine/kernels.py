@@ -6,9 +6,9 @@ from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
+from onnx import TensorProto
 
 from hepti_mpi.engine.graph import DTYPES, MICROSOFT, Graph
-from hepti_mpi.engine.modelproto import BOOL, FLOAT, INT8, INT32, INT64
 from hepti_mpi.engine.packing import reach
 from hepti_mpi.engine.products import LEAST, OfStore, Product
 from hepti_mpi.engine.runtime import ATTENDS
@@ -20,9 +20,9 @@ from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
 ASKED = {  # what segments may ask about the rows of a batch: its type and how many dimensions it has
-    "q_index": (INT64, 2), "kv_index": (INT64, 2), "kv_lengths": (INT32, 1),
-    "unpad": (INT64, 1), "lone": (BOOL, 1), "mask": (FLOAT, 4),
-    "cos": (FLOAT, 2), "sin": (FLOAT, 2),
+    "q_index": (TensorProto.INT64, 2), "kv_index": (TensorProto.INT64, 2), "kv_lengths": (TensorProto.INT32, 1),
+    "unpad": (TensorProto.INT64, 1), "lone": (TensorProto.BOOL, 1), "mask": (TensorProto.FLOAT, 4),
+    "cos": (TensorProto.FLOAT, 2), "sin": (TensorProto.FLOAT, 2),
 }  # fmt: skip
 
 
@@ -304,7 +304,7 @@ def to_int8(graph: Graph, x: str, block: int, outputs: tuple[str, str]) -> None:
     largest = graph.node("ReduceMax", [graph.node("Abs", [blocks]), last], keepdims=0)
     some = graph.node("Max", [largest, graph.constant("some", np.array(1e-30, np.float32))])  # 0 is divided by it
     scale = graph.node("Mul", [some, graph.constant("step", np.array(1 / 127, np.float32))])
-    graph.node("QuantizeLinear", [x, scale], [outputs[0]], axis=1, block_size=block, output_dtype=INT8)
+    graph.node("QuantizeLinear", [x, scale], [outputs[0]], axis=1, block_size=block, output_dtype=TensorProto.INT8)
     unsound = graph.node("Mul", [graph.node("ReduceSum", [blocks, last], keepdims=0), graph.constant("nought", np.array(0, np.float32))])
     graph.node("Add", [scale, unsound], [outputs[1]])  # NaN where a number is not finite: the largest may be another
 

@@ -3,12 +3,13 @@ rank."""
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
+from onnx import helper
 
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.cores import core_each
 from hepti_mpi.engine.graph import MICROSOFT
-from hepti_mpi.engine.modelproto import GraphProto, make_model
 from hepti_mpi.engine.pool import POOL
 
 onnxruntime.disable_telemetry_events()  # its wheels from 1.32 on have an address on the internet to tell what is run and on what
@@ -30,12 +31,12 @@ def _begin() -> None:
     POOL.in_use = True
 
 
-def session(graph: GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
+def session(graph: onnx.GraphProto, folder: Path, mode: str, threads: int) -> onnxruntime.InferenceSession:
     """Return the session of a graph whose weights are in `folder`; `mode`: whether they are "packed" in memory or read from the file as
     they are ("mapped")."""
     common = options(threads, folder)
     common.add_session_config_entry("session.disable_prepacking", "1" if mode == "mapped" else "0")
-    return loaded(model_of(graph), common, threads)
+    return loaded(model_of(graph).SerializeToString(), common, threads)
 
 
 def loaded(model: str | bytes, common: onnxruntime.SessionOptions, threads: int) -> onnxruntime.InferenceSession:
@@ -44,15 +45,11 @@ def loaded(model: str | bytes, common: onnxruntime.SessionOptions, threads: int)
         return onnxruntime.InferenceSession(model, common, providers=PROVIDERS)
 
 
-def model_of(graph: GraphProto) -> bytes:
+def model_of(graph: onnx.GraphProto) -> onnx.ModelProto:
     """Return the model of a graph, in the oldest opset that has all of its nodes."""
-    return make_model(graph, [("", opset_of(graph)), (MICROSOFT, 1)], ir_version=9)
-
-
-def opset_of(graph: GraphProto) -> int:
-    """Return the version of the oldest opset that has all nodes of a graph."""
-    used = {name for node in graph.node if not node.domain for name in (node.op_type, *node.attributes)}
-    return max([18, *(OPSETS.get(name, 0) for name in used)])
+    used = {name for node in graph.node if not node.domain for name in (node.op_type, *(one.name for one in node.attribute))}
+    opsets = [helper.make_opsetid("", max([18, *(OPSETS.get(name, 0) for name in used)])), helper.make_opsetid(MICROSOFT, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
 
 
 def options(threads: int, folder: Path | None = None) -> onnxruntime.SessionOptions:

@@ -10,14 +10,15 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime
+from onnx import TensorProto, helper
 
 from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.engine import opening, pages
 from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.engine.graph import DTYPES, Graph
 from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
-from hepti_mpi.engine.modelproto import ELEMENT, FLOAT, FLOAT16, INT8, GraphProto, make_graph, make_value_info
 from hepti_mpi.engine.runtime import KEEPS_PACKED
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F16, F32
@@ -28,6 +29,14 @@ from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
 Held = Mapping[Op, Mapping[str, Slice]]  # the operations of a step that a rank takes part in, with its slices by what each is to it
+ELEMENT = {
+    np.dtype(np.float32): TensorProto.FLOAT,
+    np.dtype(np.float16): TensorProto.FLOAT16,
+    np.dtype(np.int8): TensorProto.INT8,
+    np.dtype(np.int64): TensorProto.INT64,
+    np.dtype(np.int32): TensorProto.INT32,
+    np.dtype(np.bool_): TensorProto.BOOL,
+}
 KEPT = "segment.onnx"  # what a file of weights that are kept packed belongs to
 LEAST_ROOM = 1 << 20  # bytes of such files besides weights
 
@@ -87,22 +96,22 @@ def build(compute: Compute, store: Store, held: Held, heads: int, mode: str, thr
     return Segment(made, inputs, outputs, zeros, tuple(graph.indexes), tables)
 
 
-def _proto(graph: Graph, done: Iterable[Op], inputs: Sequence[str], outputs: Sequence[str]) -> GraphProto:
+def _proto(graph: Graph, done: Iterable[Op], inputs: Sequence[str], outputs: Sequence[str]) -> onnx.GraphProto:
     dtypes = {name: form.dtype for op in done for name, form in zip(op.reads, op.reads_as(), strict=True)}
     dtypes |= {name: form.dtype for op in done for name, form in zip(op.writes, op.writes_as(), strict=True)}
 
-    def value(name: str) -> bytes:
-        return make_value_info(name, DTYPES[dtypes[name]], [None, None])
+    def value(name: str) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, DTYPES[dtypes[name]], [None, None])
 
     infos = [value(name) for name in inputs]
     for name, kind in graph.indexes.items():
         dtype, rank = ASKED[kind]
-        infos.append(make_value_info(name, dtype, [None] * rank))
-    return make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
+        infos.append(helper.make_tensor_value_info(name, dtype, [None] * rank))
+    return helper.make_graph(graph.nodes, "segment", infos, [value(name) for name in outputs], list(graph.initializers.values()))
 
 
 def of_store(
-    graph: GraphProto, store: Store, pieces: Sequence[Slice], mode: str, threads: int
+    graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], mode: str, threads: int
 ) -> onnxruntime.InferenceSession:  # fmt: skip
     """Return the session of a graph with `pieces` of a store. `mode`: "packed" copies weights into the kernels' own order; "mapped" leaves
     them in the pages of a file, which the system may evict: of one that has them in that order, where the rank keeps such, else of the
@@ -117,16 +126,17 @@ def of_store(
     return opening.session(graph, store.file.parent, mode, threads)
 
 
-def _kept(graph: GraphProto, store: Store, pieces: Sequence[Slice], threads: int) -> onnxruntime.InferenceSession | None:
+def _kept(graph: onnx.GraphProto, store: Store, pieces: Sequence[Slice], threads: int) -> onnxruntime.InferenceSession | None:
     """Return a session whose weights lie packed in a file that the rank keeps, which is made where there is none; None where that fails.
 
     ONNX Runtime packs them at each load all the same, to see whether those in the file are the same, and takes the file's if they are.
     """
-    prepacked, content = store.prepacked, opening.model_of(graph)
+    prepacked, model = store.prepacked, opening.model_of(graph)
     assert prepacked is not None
     if not KEEPS_PACKED:
         prepacked.fail(RuntimeError(f"onnxruntime {onnxruntime.__version__} cannot use them, 1.32 can"))
         return None
+    content = model.SerializeToString(deterministic=True)
     key = key_of(content, store.content(pieces), json.dumps(versions()).encode())
 
     def write(folder: Path) -> None:
@@ -164,16 +174,16 @@ def _check_memory(store: Store, pieces: Sequence[Slice]) -> None:
 @cache
 def _summing(terms: int, block: int | None) -> onnxruntime.InferenceSession:
     """Return the session that adds float16 terms to x [r, w] or, where `block` columns have a scale, int8 ones to x [n, block]."""
-    graph, total, float_, short = Graph(), "x", FLOAT, FLOAT16 if block is None else INT8
+    graph, total, float_, short = Graph(), "x", TensorProto.FLOAT, TensorProto.FLOAT16 if block is None else TensorProto.INT8
     infos = [("x", float_)]
     for number in range(terms):
         names = [f"term{number}", f"scale{number}"][: 1 if block is None else 2]
         infos += zip(names, (short, float_))
         term = graph.node("Cast", names, to=float_) if block is None else from_int8(graph, names, block)
         total = graph.node("Add", [total, term], ["y"] if number == terms - 1 else None)
-    values = [make_value_info(name, kind, None) for name, kind in infos]
-    y = make_value_info("y", float_, None)
-    made = make_graph(graph.nodes, "summing", values, [y], list(graph.initializers.values()))
+    values = [helper.make_tensor_value_info(name, kind, None) for name, kind in infos]
+    y = helper.make_tensor_value_info("y", float_, None)
+    made = helper.make_graph(graph.nodes, "summing", values, [y], list(graph.initializers.values()))
     return opening.session(made, Path("."), "packed", 1)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+from onnx import TensorProto
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.profile import CACHES, PLAIN
@@ -14,7 +15,6 @@ from hepti_mpi.engine.glance import PROBE_BYTES, chained, format_of, probe, prod
 from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.imagined import MadeUp, TextLayers, beyond_caches, divided, text_layers
 from hepti_mpi.engine.kernels import WITHOUT_BIAS, activate, attend
-from hepti_mpi.engine.modelproto import FLOAT16
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound
@@ -92,8 +92,8 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
     activate(turning, kind, "x", None if kind in WITHOUT_BIAS else turning.constant("one", np.ones(hidden, np.float32)), "y")
     activations = probe(turning, ["x"], threads)
     casting = Graph()
-    casting.node("Cast", ["x"], ["y"], to=FLOAT16)
-    casts = probe(casting, ["x"], threads, FLOAT16)
+    casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
+    casts = probe(casting, ["x"], threads, TensorProto.FLOAT16)
     rows = min(128, spec.positions)
     some = {count: np.resize(tile, (count, hidden)) for count in (1, rows)}
     product = np.empty((rows, hidden), np.float32)  # what the others handle lies where the threads of a product have left it
