@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from hepti_mpi import splits
 from hepti_mpi.comm.latency import Late
 from hepti_mpi.comm.pauses import PAUSES, nap
 from hepti_mpi.comm.precedence import go_first
@@ -292,6 +293,20 @@ class Exchanges:
 
     # preparation
 
+    def ranks_of(self, comm: Comm) -> list[int]:
+        """Return the ranks of a communicator as they count here."""
+        return [int(rank) for rank in comm.mpi.Get_group().Translate_ranks(None, self.mpi.Get_group())]
+
+    def sum_up(
+        self, values: np.ndarray, result: np.ndarray, room: np.ndarray, members: Sequence[int], tag: int
+    ) -> tuple[RingReduce, RingGather]:  # fmt: skip
+        """Return the rings, one to begin at the end of the other, that leave in `result` the sum of all members' `values`, of which each
+        adds up a part. `room`: as large, for what comes in; `tag` and the next one are theirs."""
+        ends = np.cumsum(splits.even(values.size, len(members)))[:-1]
+        terms, sums = np.split(values.reshape(-1), ends), np.split(result.reshape(-1), ends)
+        own = sums[list(members).index(self.rank)]
+        return self.ring_reduce(terms, own, members, tag, room=room.reshape(-1)), self.ring_gather(sums, members, tag + 1)
+
     def direct(self, sends: Sequence[Block], receives: Sequence[Block], tag: int) -> Direct:
         """Return the transfer that sends blocks and receives others. Blocks between two ranks match in order and shape.
 
@@ -317,17 +332,21 @@ class Exchanges:
                 forwards.append(self.mpi.Send_init(part, right, tag) if step < count - 1 else None)
         return self._in_turn(RingGather(own, receives, forwards, (left, right)), turn)
 
-    def ring_reduce(self, terms: Sequence[np.ndarray], result: np.ndarray, members: Sequence[int], tag: int, turn: int = 0) -> RingReduce:
+    def ring_reduce(
+        self, terms: Sequence[np.ndarray], result: np.ndarray, members: Sequence[int], tag: int, turn: int = 0,
+        room: np.ndarray | None = None,
+    ) -> RingReduce:  # fmt: skip
         """Return the ring that leaves the sum over members of `terms` (one block of rows per member) of the own block in `result`; `turn`:
-        of its exchange among those under way."""
+        of its exchange among those under way; `room`: where numbers that come in have theirs, if not in an array of their own."""
         count, place = len(members), list(members).index(self.rank)
         left, right = members[place - 1], members[(place + 1) % count]
         own = [self.mpi.Send_init(part, right, tag) for part in _segments(terms[place - 1])]
-        receives, forwards, sums = [], [], []
+        receives, forwards, sums, taken = [], [], [], 0
         for step in range(2, count + 1):
             last = step == count
             term = terms[(place - step) % count]
-            came = np.empty_like(term)
+            came = np.empty_like(term) if room is None else room[taken : taken + term.size].reshape(term.shape)
+            taken += term.size
             for part, own_part, target in zip(_segments(came), _segments(term), _segments(result if last else came)):
                 receives.append(self._receive(part, left, tag))
                 forwards.append(None if last else self.mpi.Send_init(target, right, tag))

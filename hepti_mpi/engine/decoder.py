@@ -1,20 +1,25 @@
 """Steps of sequences under way, done by all ranks of a plan: each computes its heads and columns of all rows, and two sums a layer bring
-them together. Rank 0 says what a step is, with the first message of it; the others follow.
+them together. Rank 0 says what a step is, with the first message of it; the others follow. A piece of a prompt may be cut into tiles of
+rows: the sums of one travel while the next is computed.
 
 Knows segments, caches and exchanges; does not know what is asked, nor what is chosen of the scores.
 """
 
+import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
+from hepti_mpi.comm.exchange import RingGather
 from hepti_mpi.engine import caching, sessions
 from hepti_mpi.engine.machine import Machine
+from hepti_mpi.engine.orders import END, REST, Order, numbers_in
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.state import State, attentions
 from hepti_mpi.engine.words import Words
@@ -29,66 +34,30 @@ from hepti_mpi.program.steps import Compute, Sync
 from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
 
-END, REST, STEP = 0, 1, 2  # what rank 0 says
-HEADER, COPY = 8, 4  # numbers of a message before the rows that each sequence has, and of each copy behind those
 GEOMETRIES = 32  # shapes of steps that are kept ready
 ROWS = 128  # the most of a step, where there are fewer slots
+ROOM = -1  # the number of the buffer for what comes of other ranks' terms
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a step is: `each` rows of `count` sequences, in the slots from `first` on, which have `lengths` rows already.
-
-    `candidates`: how many of the likeliest words of each part of the vocabulary are wanted behind the last row of each sequence, or behind
-    `every` row; 0: all of them; -1: no scores at all. `copies`: of rows between slots (State.copy) before it, as many as slots at most.
-    """
-
-    first: int
-    count: int
-    each: int
-    lengths: tuple[int, ...]
-    candidates: int
-    every: bool = False
-    copies: tuple[tuple[int, int, int, int], ...] = ()
-
-    @classmethod
-    def read(cls, numbers: Array, slots: int) -> "Order":
-        """Return what `write` wrote."""
-        first, count, each, candidates, every, copied = numbers[1:7].tolist()
-        copies = numbers[HEADER + slots :][: COPY * copied].reshape(-1, COPY).tolist()
-        return cls(first, count, each, tuple(numbers[HEADER:][:count].tolist()), candidates, bool(every), tuple(map(tuple, copies)))
-
-    def write(self, numbers: Array, slots: int) -> None:
-        """Write it into a message's int32 numbers [numbers_in(slots)], as STEP."""
-        numbers[:7] = STEP, self.first, self.count, self.each, self.candidates, self.every, len(self.copies)
-        numbers[HEADER:][: self.count] = self.lengths
-        if self.copies:
-            numbers[HEADER + slots :][: COPY * len(self.copies)] = np.ravel(self.copies)
-
-    @property
-    def rows(self) -> int:
-        return self.count * self.each
-
-    @property
-    def scored(self) -> int:
-        """How many rows are scored."""
-        return 0 if self.candidates < 0 else self.rows if self.every else self.count
-
-
-def numbers_in(slots: int) -> int:
-    """Return how many numbers of a message say what a step is."""
-    return HEADER + slots + COPY * slots
+Sum = Callable[[], "threading.Event | None"]  # begins, or does, a sum; returns what tells that it is done, where that is later
+Runs = list[tuple[Callable[[], None], Compute]]
 
 
 @dataclass
 class _Geometry:
-    """All that is fixed for steps of one shape: views of the buffers, and bindings that point into them."""
+    """All that is fixed for steps of one shape, or tiles of them: views of the buffers, and bindings that point into them."""
 
     order: Order
     values: dict[str, Array]
     told: dict[str, Array]
     turned: dict[str, tuple[Rotary, int]]  # what segments ask of positions: of which rotary, cosine (0) or sine (1)
-    moves: list[tuple[Callable[[], None], Compute | None]] = field(default_factory=list)  # what is computed, or None: exchanged
+    moves: list[tuple[Runs, Sum | None]] = field(default_factory=list)  # what is computed, and the sum of it
+    rings: list[RingGather] = field(default_factory=list)  # of those sums
+
+    def free(self) -> None:
+        """Give up what MPI holds for it."""
+        for ring in self.rings:
+            ring.free()
 
     def tell(self, lengths: Array, tables: dict[Rotary, tuple[Array, Array]]) -> None:
         """Note how many rows each sequence has."""
@@ -128,9 +97,10 @@ class Decoder:
         self.numbers = {name: number for name, number in numbers.items() if values[name].rows != "root"}
         self.memory: dict[int, Array] = {}
         self.segments: dict[int, caching.CachedSegment] = {}
-        self.geometries: OrderedDict[tuple[int, int, int], _Geometry] = OrderedDict()
+        self.geometries: OrderedDict[tuple[int, ...], _Geometry] = OrderedDict()
         self.x = np.zeros((self.rows, spec.hidden), np.float32)  # what rank 0 sends where it has no part
         self.resting = False
+        self.turns = count()
         self.spent = {"compute_seconds": 0.0, "wire_seconds": 0.0, "words_seconds": 0.0}
 
     def build(self, store: Store) -> None:
@@ -228,28 +198,74 @@ class Decoder:
     def _layers(self, order: Order, x: Array) -> Array:
         """Bring the first rows of `x` through the layers; return what becomes of them, until the next step."""
         self.state.copy(order.copies)
-        at = self._geometry(order)
-        lengths = np.array(order.lengths, np.int64)
-        at.tell(lengths, self.tables)
-        np.copyto(at.values[self.first], x[: order.rows])
-        pairs, computed, exchanged, clock = float((order.each * (lengths + order.each)).sum()), 0.0, 0.0, time.perf_counter()
-        emulated = self.machine.emulation.on
-        for run, step in at.moves:
-            if emulated:
-                self._as_board(run, step, order.rows, pairs)
-            else:
-                run()
-            before, clock = clock, time.perf_counter()
-            if step is None:
-                exchanged += clock - before
-            else:
-                computed += clock - before
-        self.spent["compute_seconds"] += computed
-        self.spent["wire_seconds"] += exchanged
-        rows = at.values[self.last]
+        parts = order.cut(self.part.plan.prompt_tiles)
+        tiles = [self._geometry(part, begin, len(parts)) for begin, part in parts]
+        pairs = []
+        for tile, (begin, part) in zip(tiles, parts):
+            lengths = np.array(part.lengths, np.int64)
+            tile.tell(lengths, self.tables)
+            np.copyto(tile.values[self.first], x[begin : begin + part.rows])
+            pairs.append(float((part.each * (lengths + part.each)).sum()))
+        if len(tiles) == 1:
+            self._in_order(tiles[0], pairs[0])
+        else:
+            self._in_turns(tiles, pairs)
+        rows = self._buffer(self.numbers[self.last])[: order.rows]
         if not np.isfinite(rows).all():
             self._lose(order, rows)
         return rows
+
+    def _in_order(self, at: _Geometry, pairs: float) -> None:
+        computed, exchanged, clock, emulated = 0.0, 0.0, time.perf_counter(), self.machine.emulation.on
+        for runs, add_up in at.moves:
+            for run, step in runs:
+                if emulated:
+                    self._do(run, step, at.order.rows, pairs)
+                else:
+                    run()
+            before, clock = clock, time.perf_counter()
+            computed += clock - before
+            if add_up is not None:
+                self.machine.emulation.show()
+                add_up()
+                self.machine.emulation.rest()
+                before, clock = clock, time.perf_counter()
+                exchanged += clock - before
+        self.spent["compute_seconds"] += computed
+        self.spent["wire_seconds"] += exchanged
+
+    def _in_turns(self, tiles: Sequence[_Geometry], pairs: Sequence[float]) -> None:
+        """Compute tile after tile up to the next sum, each when its last one is there."""
+        emulation, begin, waited = self.machine.emulation, time.perf_counter(), 0.0
+        coming: list[threading.Event | None] = [None] * len(tiles)
+        for place in range(len(tiles[0].moves) + 1):
+            for number, (tile, some) in enumerate(zip(tiles, pairs)):
+                waited += self._wait(coming[number])
+                if place == len(tile.moves):
+                    continue
+                runs, add_up = tile.moves[place]
+                for run, step in runs:
+                    self._do(run, step, tile.order.rows, some)
+                coming[number] = None
+                if add_up is not None:
+                    emulation.show()
+                    coming[number] = add_up()
+        self.spent["compute_seconds"] += time.perf_counter() - begin - waited
+        self.spent["wire_seconds"] += waited
+
+    def _do(self, run: Callable[[], None], step: Compute, rows: int, pairs: float) -> None:
+        """Run a part of the layers, on a board as long as that takes there."""
+        emulated = self.machine.emulation.on
+        self._work(run, step_work(self.spec, self.part.plan, self.part.rank, step, rows, pairs) if emulated else Work())
+
+    def _wait(self, coming: threading.Event | None) -> float:
+        """Wait for a sum; return the seconds."""
+        if coming is None or coming.is_set():
+            return 0.0
+        begin = time.perf_counter()
+        self.machine.exchanges.wait([coming])
+        self.machine.emulation.rest()
+        return time.perf_counter() - begin
 
     def _lose(self, order: Order, rows: Array) -> None:
         """Make NaN of rows that are not finite and of those behind them in their texts, and of their keys, to which others will attend:
@@ -270,15 +286,6 @@ class Decoder:
     def _work(self, run: Callable[[], None], work: Work) -> None:
         self.machine.emulation.go_on(run, work)
 
-    def _as_board(self, run: Callable[[], None], step: Compute | None, rows: int, pairs: float) -> None:
-        """Do a move as the board does it that this rank pretends to be."""
-        if step is not None:
-            self._work(run, step_work(self.spec, self.part.plan, self.part.rank, step, rows, pairs))
-        else:
-            self.machine.emulation.show()
-            run()
-            self.machine.emulation.rest()
-
     def _scores(self, order: Order) -> list[Scores]:
         """Return, on rank 0, the scores of the rows that are at the words. Collective."""
         begin = time.perf_counter()
@@ -297,20 +304,22 @@ class Decoder:
 
     # preparation: nothing below runs for a shape of steps that was seen before
 
-    def _geometry(self, order: Order) -> _Geometry:
-        shape = (order.first, order.count, order.each)
+    def _geometry(self, order: Order, begin: int, tiles: int) -> _Geometry:
+        """Return what is ready for a step, or for one of several tiles of it, of which this one begins at a row."""
+        shape = (order.first, order.count, order.each, begin, tiles)
         known = self.geometries.get(shape)
         if known is not None:
             self.geometries.move_to_end(shape)
             return known
-        made = self.geometries[shape] = self._prepare(order)
+        made = self.geometries[shape] = self._prepare(order, begin, tiles)
         if len(self.geometries) > GEOMETRIES:
-            self.geometries.popitem(last=False)
+            _, oldest = self.geometries.popitem(last=False)
+            oldest.free()
         return made
 
-    def _prepare(self, order: Order) -> _Geometry:
+    def _prepare(self, order: Order, begin: int, tiles: int) -> _Geometry:
         rows = order.rows
-        values = {name: self._buffer(number)[:rows] for name, number in self.numbers.items()}
+        values = {name: self._buffer(number)[begin : begin + rows] for name, number in self.numbers.items()}
         told: dict[str, Array] = {"shape": np.array([order.count, order.each, -1], np.int64), "reach": np.zeros(order.count, np.int32)}
         told["most"] = np.zeros((), np.int32)
         kinds = [(rotary, which, kind) for rotary in self.tables for which, kind in enumerate(("cos", "sin"))]
@@ -318,18 +327,40 @@ class Decoder:
         wanted = {name for segment in self.segments.values() for name in segment.asked}
         turned = {asked(kind, rotary): (rotary, which) for rotary, which, kind in kinds if asked(kind, rotary) in wanted}
         told |= {name: np.empty((rows, len(rotary.frequencies)), np.float32) for name, (rotary, _) in turned.items()}
-        made = _Geometry(order, values, told, turned)
+        made, runs, known = _Geometry(order, values, told, turned), Runs(), dict[tuple[int, int], Sum]()
         for place, step in enumerate(self.program):
             reads, writes = self.interfaces[place]
             if isinstance(step, Compute):
                 named = dict(zip((*step.reads, *step.writes), (values[name] for name in (*reads, *writes))))
-                made.moves += [(partial(named[name].fill, 0), replace(step, ops=())) for name in self.segments[place].zeros]
+                runs += [(partial(named[name].fill, 0), replace(step, ops=())) for name in self.segments[place].zeros]
                 run = self._bound(self.segments[place], named | told, order)
-                made.moves += [(run, step)] if run is not None else []
+                runs += [(run, step)] if run is not None else []
             elif step.kind == "allreduce":  # what comes from rank 0 is there
                 assert self.layers is not None
-                made.moves.append((self.layers.summing(values[reads[0]], values[writes[0]]), None))
+                terms, sums = values[reads[0]], values[writes[0]]
+                both = terms.ctypes.data, sums.ctypes.data  # few buffers have the values of all layers
+                if both not in known:
+                    known[both] = self.layers.summing(terms, sums) if tiles == 1 else self._travelling(made, terms, sums, begin)
+                made.moves.append((runs, known[both]))
+                runs = []
+        made.moves.append((runs, None))
         return made
+
+    def _travelling(self, at: _Geometry, terms: Array, sums: Array, row: int) -> Sum:
+        """Return what begins a sum of a tile whose first row is `row`, and returns what tells that it is there."""
+        assert self.layers is not None
+        exchanges, room = self.machine.exchanges, self._buffer(ROOM)[row : row + len(terms)]
+        with exchanges.lock:  # preparing calls MPI
+            add_up, spread = exchanges.sum_up(terms, sums, room, exchanges.ranks_of(self.layers), 2 * row)
+        at.rings += [add_up, spread]
+
+        def begin() -> threading.Event:
+            done, add_up.turn = threading.Event(), next(self.turns)  # as the sums are wanted
+            spread.turn = add_up.turn
+            exchanges.start(add_up, aside=True, then=[(spread, done)])
+            return done
+
+        return begin
 
     def _bound(self, segment: caching.CachedSegment, values: dict[str, Array], order: Order) -> Callable[[], None] | None:
         if segment.session is None:

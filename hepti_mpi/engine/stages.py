@@ -12,8 +12,9 @@ from functools import partial
 import numpy as np
 
 from hepti_mpi.comm.pauses import PAUSES
-from hepti_mpi.engine.decoder import END, REST, STEP, Decoder, Order, numbers_in
+from hepti_mpi.engine.decoder import Decoder
 from hepti_mpi.engine.machine import Machine
+from hepti_mpi.engine.orders import END, REST, STEP, Order, numbers_in
 from hepti_mpi.engine.words import Words
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.numerics import Array

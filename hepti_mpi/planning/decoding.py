@@ -56,13 +56,14 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 
     def whole(plans: Sequence[Plan]) -> np.ndarray:
         inside = np.array([not granules_fit(plan.heads, spec.group) for plan in plans])
-        return np.asarray((chunks * taken.each(plans) + request.answer * added.each(plans)) * np.where(inside, INSIDE, 1))
+        return np.asarray((chunks * taken.soonest(plans) + request.answer * added.each(plans)) * np.where(inside, INSIDE, 1))
 
     like = next((one.plan for one in every if one.plan.divided), None)
     if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
         every.append(found)
     wanted = [one for one in every if one.plan.divided] if name == "tensor" else every
     chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]))
+    every[every.index(chosen)] = chosen = replace(chosen, plan=taken.cut(chosen.plan))
     first, *others = (added.priced(one) for one in (chosen, *(one for one in every if one is not chosen)))
     return replace(decision, chosen=first, others=tuple(others), close=())
 
@@ -75,7 +76,7 @@ def prompt_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, p
 
 def step_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan, texts: int) -> float:
     """Return the seconds of a step in which so many texts get one more token."""
-    return Steps(spec, profile, texts, request.attended, request.cache).seconds(plan)
+    return Steps(spec, profile, texts, request.attended, request.cache).seconds(replace(plan, prompt_tiles=1))
 
 
 def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None) -> float:

@@ -19,13 +19,14 @@ from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.plan import Plan, granules_fit
-from hepti_mpi.program.steps import Program, Sync
+from hepti_mpi.program.plan import MOST_PROMPT_TILES, Plan, granules_fit, tiles_of
+from hepti_mpi.program.steps import Program, Step, Sync
 
 STEPS = (16, 4, 1)  # granules of columns that move at once
 MOST_MOVES = 60
 CLIMBS = 2  # from the best of the first shares
 MOST_RANKS = 16  # of which shares are moved between any two
+WORTH_TILES = 0.98  # times as long as a piece of a prompt in fewer tiles it must take in more
 
 Whole = Callable[[Sequence[Plan]], np.ndarray]  # seconds of all that is asked, of each plan
 
@@ -51,8 +52,27 @@ class Steps:
         """Return the seconds of a step one row of which is scored."""
         return float(self.each([plan])[0])
 
+    def soonest(self, plans: Sequence[Plan]) -> np.ndarray:
+        """Return the same of plans whose rows may be cut into tiles where that is sooner."""
+        return np.min([self.each([replace(plan, prompt_tiles=tiles) for plan in plans]) for tiles in self._cuts(plans[0])[:2]], axis=0)
+
+    def cut(self, plan: Plan) -> Plan:
+        """Return a plan with as many tiles of a piece of a prompt as are worth it."""
+        best, least = plan, np.inf
+        for tiles in self._cuts(plan):
+            seconds = self.seconds(one := replace(plan, prompt_tiles=tiles))
+            if seconds > WORTH_TILES * least:
+                break
+            best, least = one, seconds
+        return best
+
+    def _cuts(self, plan: Plan) -> range:
+        return range(1, 1 + (tiles_of(MOST_PROMPT_TILES, self.pricer.rows) if plan.divided else 1))
+
     def each(self, plans: Sequence[Plan]) -> np.ndarray:
-        """Return the same of plans with the same layouts and as many active ranks each, [plans]."""
+        """Return the seconds of a step of plans with the same layouts, tiles and as many active ranks each, [plans]."""
+        if tiles_of(plans[0].prompt_tiles, self.pricer.rows) > 1 and not plans[0].tiles:
+            plans = [_in_tiles(plan, self.pricer.rows) for plan in plans]
         like, (programs, times) = plans[0], self._programs(plans[0])
         batch = Batch(self.pricer, [plan.active for plan in plans], like, shares_of(plans, self.pricer.lengths))
         layers = batch.prices(*programs, times=times).seconds - self.elsewhere
@@ -69,12 +89,32 @@ class Steps:
     def _programs(self, plan: Plan) -> tuple[list[Program], float]:
         """Return the steps of `plan`, or of its first layers and how often the next are there besides, where the others repeat them."""
         depths = steady(self.spec) if len(set(plan.layouts)) == 1 else ()
-        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, plan.divided
+        key = plan.layouts, plan.reduction, plan.collectives, plan.wire, plan.divided, len(plan.tiles)
         if key not in self.made:
             wanted = [plan.layouts[:depth] for depth in depths] or [plan.layouts]
-            self.made[key] = [make_program(self.spec, replace(plan, layers=layers), everywhere=True) for layers in wanted]
+            made = [make_program(self.spec, replace(plan, layers=layers), everywhere=True) for layers in wanted]
+            self.made[key] = [_travelling(program) for program in made] if plan.tiles else made
         few, more = depths or (0, 1)
         return self.made[key], (self.spec.layers - few) / (more - few) if depths else 0.0
+
+
+def _in_tiles(plan: Plan, rows: int) -> Plan:
+    """Return a plan for a piece of a prompt of so many rows, in tiles whose sums travel as an encoder's do."""
+    first = min(plan.active)
+    tiles = [tuple(size * (rank == first) for rank in range(plan.ranks)) for size in splits.even(rows, tiles_of(plan.prompt_tiles, rows))]
+    whole = tuple(rows * (rank == first) for rank in range(plan.ranks))
+    return replace(plan, rows=whole, tiles=tuple(tiles), collectives="own")
+
+
+def _travelling(program: Program) -> Program:
+    """Return the steps with each sum as the two exchanges that it is while others are computed."""
+    found: list[Step] = []
+    for step in program:
+        if isinstance(step, Sync) and step.kind == "allreduce":
+            found += [replace(step, kind="even_reduce"), replace(step, kind="even_gather", reads=step.writes)]
+        else:
+            found.append(step)
+    return tuple(found)
 
 
 def divided(spec: ModelSpec, profile: ClusterProfile, request: Request, costs: Costs, like: Plan, whole: Whole) -> Candidate | None:

@@ -17,6 +17,7 @@ LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "ml
 REDUCTIONS = ("allreduce", "reduce_scatter")
 COLLECTIVES = ("mpi", "own")
 WIRES = ("float32", "float16", "int8")
+MOST_PROMPT_TILES, LEAST_TILE_ROWS = 4, 16
 WHOLE = ("local", "rows")  # the layout in which nothing travels
 
 
@@ -34,6 +35,7 @@ class Plan:
     `wire`: what travels between layers: "float32"; "float16", which halves the bytes and rounds; or "int8" with a scale for each row of
     each head's width, about a quarter of them.
     `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
+    `prompt_tiles`: of a plan for texts, into how many tiles a piece of a prompt is cut, whose sums travel while others are computed.
 
     Attention by "rows" gathers K and V, "alltoall" exchanges rows for heads and back (DeepSpeed-Ulysses, Jacobs et al., 2023,
     arXiv 2309.14509), "recompute" gathers the block's input and computes K and V of all rows everywhere, "local" keeps whole
@@ -53,6 +55,7 @@ class Plan:
     wire: str = "float32"
     tiles: tuple[tuple[int, ...], ...] = ()
     first: int = 0
+    prompt_tiles: int = 1
     predicted_seconds: float | None = field(default=None, compare=False)
 
     @property
@@ -132,6 +135,11 @@ class Plan:
         return {"strategy": self.strategy, "hash": self.hash, **asdict(self)}
 
 
+def tiles_of(tiles: int, rows: int) -> int:
+    """Return into how many tiles a piece of a prompt is cut that has so many rows."""
+    return max(1, min(tiles, rows // LEAST_TILE_ROWS))
+
+
 def kind_of(plan: Plan) -> str:
     """Return what distinguishes candidates in a table: the layout, or how many layers have which."""
     if not plan.divided:
@@ -139,6 +147,7 @@ def kind_of(plan: Plan) -> str:
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
     layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
+    tiles += f", prompts in {plan.prompt_tiles} tiles" if plan.prompt_tiles > 1 else ""
     wire = f", {plan.wire} wire" if plan.wire != "float32" else ""
     return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
 
@@ -152,6 +161,7 @@ def from_json(data: dict[str, Any]) -> Plan:
         hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
         reduction=str(data["reduction"]), collectives=str(data["collectives"]), wire=str(data["wire"]),
         tiles=tuple(_counts(tile) for tile in data["tiles"]), first=_counts([data["first"]])[0],
+        prompt_tiles=_counts([data.get("prompt_tiles", 1)])[0],
         predicted_seconds=_seconds(data.get("predicted_seconds")),
     )
 
@@ -215,6 +225,10 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool 
         raise PlanError("the plan keeps requests whole in some layers only, or cuts them into tiles")
     if plan.collectives == "mpi" and (len(plan.tiles) > 1 or plan.wire != "float32" or "alltoall" in used):
         raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")
+    by_sums = plan.reduction == "allreduce" and plan.collectives == "mpi"
+    if plan.prompt_tiles not in range(1, (MOST_PROMPT_TILES if by_sums else 1) + 1):
+        most = f"expected 1 to {MOST_PROMPT_TILES}, and 1 without reduction 'allreduce' by collectives 'mpi'"
+        raise PlanError(f"the plan has {plan.prompt_tiles} as prompt_tiles, {most}")
     if plan.collectives == "own" and plan.reduction == "allreduce" and used & {"heads", "columns"}:
         raise PlanError("the plan has collectives 'own', which reduce with 'reduce_scatter'")
     if not set(plan.weights_mode) <= {"packed", "mapped"}:

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from hepti_mpi.engine.decoder import Decoder, Order
+from hepti_mpi.engine.decoder import Decoder
+from hepti_mpi.engine.orders import Order
 from hepti_mpi.engine.stages import Staged
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores

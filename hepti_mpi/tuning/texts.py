@@ -13,8 +13,9 @@ import numpy as np
 
 from hepti_mpi.engine import decoder as decoders
 from hepti_mpi.engine import texts as loading
-from hepti_mpi.engine.decoder import Decoder, Order
+from hepti_mpi.engine.decoder import Decoder
 from hepti_mpi.engine.machine import Machine
+from hepti_mpi.engine.orders import Order
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.texts import Chosen

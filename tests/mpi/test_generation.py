@@ -13,7 +13,7 @@ from test_answers import made_in
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import decoder as decoders
-from hepti_mpi.engine import fetching, pages
+from hepti_mpi.engine import fetching, orders, pages
 from hepti_mpi.engine import texts as loading
 from hepti_mpi.engine.stages import Staged
 from hepti_mpi.errors import CapacityError
@@ -181,14 +181,14 @@ def test_what_is_not_finite_reaches_all_that_follows(machine, store_of, case, fo
     if machine.world.rank:
         decoder.follow()
         return
-    order, random = decoders.Order(0, 2, 6, (0, 0), 0, every=True), np.random.default_rng(1)
+    order, random = orders.Order(0, 2, 6, (0, 0), 0, every=True), np.random.default_rng(1)
     for value in (np.inf, np.nan):
         rows = random.standard_normal((order.rows, store.spec.hidden), np.float32)
         rows[2, 5] = value
         found = [np.isfinite(scores.logits).all() for scores in decoder.step(order, rows)]
         assert not any(found[2:6]) and all(found[6:])  # of the rows before it in the step, the kernel may multiply it by 0
         more = random.standard_normal((2, store.spec.hidden), np.float32)
-        one, other = decoder.step(decoders.Order(0, 2, 1, (6, 6), 0), more)
+        one, other = decoder.step(orders.Order(0, 2, 1, (6, 6), 0), more)
         assert not np.isfinite(one.logits).any() and np.isfinite(other.logits).all()
     decoder.end()
 
@@ -446,13 +446,16 @@ def test_several_steps_pass_through_stages(machine, store_of, case, monkeypatch)
     machine.world.barrier()
 
 
-@pytest.mark.parametrize("kind", ["uneven", "with nothing", "stages"])
+@pytest.mark.parametrize("kind", ["uneven", "with nothing", "stages", "tiles"])
 @pytest.mark.parametrize("case", CASES)
 def test_prompts_of_up_to_300_tokens(machine, store_of, case, kind):
     """As transformers' logits and tokens, of prompts that end around the end of a piece, alone and all at once on fewer slots."""
     store, size = store_of(case, golden=LONG), machine.world.size
-    placement = (staged(store, *stages_of("uneven", size, store.spec.layers)) if kind == "stages"
-                 else whole(divided(machine, store, SHARES[kind](size))))  # fmt: skip
+    if kind == "stages":
+        placement = staged(store, *stages_of("uneven", size, store.spec.layers))
+    else:
+        plan = divided(machine, store, SHARES["uneven" if kind == "tiles" else kind](size))
+        placement = whole(replace(plan, prompt_tiles=1 if kind != "tiles" or size == 1 else 2 + size % 3))
     decoder = loading.load(machine, store, placement, 3, max(LONG_LENGTHS) + 8)
     if machine.world.rank:
         decoder.follow()
