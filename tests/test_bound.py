@@ -39,7 +39,7 @@ def test_it_is_below_what_the_best_plan_takes(names, mbit):
 def test_a_few_layers_tell_it_of_all_where_the_wire_decides_those_and_computing_all():
     """A rank that is not the first computes alone: what goes there and back is longer than two layers, and shorter than 24."""
     spec, profile = replace(SPEC, layers=24), made(["pi5", "pi4"], 8.0)
-    search = _Search(spec, "hash", profile, replace(REQUEST, shares=(0.0, 1.0)), bounds._Freely)
+    search = _Search(spec, "hash", profile, replace(REQUEST, shares=(0.0, 1.0)), bounds.Freely)
     plan = search.decide().chosen.plan
     few, every = search.costs.candidates([plan])[0].price.seconds, search.costs.whole(plan).price.seconds
     assert few == pytest.approx(every) == pytest.approx(search.costs.whole(plan).price.compute[1])

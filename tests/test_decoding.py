@@ -137,6 +137,25 @@ def test_a_long_prompt_and_a_long_answer_may_want_different_ranks():
     assert last.chosen.price.seconds < first.chosen.price.seconds
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+def test_a_prompt_is_cut_into_tiles_where_its_sums_take_long(emulated):
+    """They travel while others are computed, so that a prompt takes little more than computing it, and nothing else changes."""
+    versions = {EMULATION: "40,40,40"} if emulated else {}
+    for mbit, most in ((1000, 1.1), (1e6, 1.1)):
+        plain = cluster([40.0] * 3, mbit=mbit, latency=2e-5)  # SmolLM2 has three heads of keys and values
+        profile = replace(plain, versions={**plain.versions, **versions})
+        chosen = decide(profile, "tensor").chosen
+        bare = replace(chosen.plan, prompt_tiles=1)
+        cut, whole = (decoding.prompt_seconds(SPEC, profile, TEXT, plan) for plan in (chosen.plan, bare))
+        least = decoding.prompt_bound(SPEC, "0" * 64, profile, TEXT, [bare])
+        assert (chosen.plan.prompt_tiles > 1) == (mbit < 1e6) == (cut < 0.9 * whole)
+        assert least <= cut < most * least, (least, cut, whole)
+        assert decoding.step_seconds(SPEC, profile, TEXT, chosen.plan, 40) == decoding.step_seconds(SPEC, profile, TEXT, bare, 40)
+        short = replace(TEXT, prompt=31)  # of rows that are no two tiles
+        assert decoding.prompt_seconds(SPEC, profile, replace(short, largest=31), chosen.plan) > 0
+        assert decide(profile, "megatron").chosen.plan.prompt_tiles == 1
+
+
 @pytest.mark.parametrize("speeds, latency", [((20.0, 20.0, 5.0), 1e-5), ((20.0, 20.0), 0.02), ((20.0,), 1e-5)])
 def test_no_method_beats_the_bound(speeds, latency):
     profile = cluster(list(speeds), latency=latency)

@@ -65,6 +65,7 @@ def test_whole_requests(lengths, expected):
     {"model": "other"}, {"source_hash": "other"}, {"layers": (TENSOR, TENSOR, SEQUENCE)}, {"heads": (3, 1, 3)}, {"columns": (66, 65, 0)},
     {"rows": (4, 1, 4)}, {"hosts": ("a", "b", "d")}, {"weights_mode": ("packed",) * 3}, {"reduction": "reduce_scatter"},
     {"collectives": "own"}, {"wire": "float16"}, {"tiles": ((5, 0, 4),)}, {"tiles": ((5, 0, 0), (0, 0, 4))},
+    {"prompt_tiles": 2},
 ])  # fmt: skip
 def test_the_hash_is_of_all_that_is_done(change):
     assert replace(PLAN, **change).hash != PLAN.hash
@@ -78,6 +79,7 @@ def test_check_accepts():
     check(replace(PLAN, layers=(SEQUENCE,) * 3, heads=(0,) * 3, columns=(0,) * 3), SPEC, "hash", 3)
     check(replace(PLAN, layers=(SEQUENCE, LEFT, SEQUENCE), columns=(0,) * 3, reduction="reduce_scatter"), SPEC, "hash", 3)
     check(replace(PLAN, tiles=(PLAN.rows,)), SPEC, "hash", 3)  # one tile is none
+    check(replace(PLAN, prompt_tiles=4), SPEC, "hash", 3)
     check(TILED, SPEC, "hash", 3)
     check(replace(TILED, tiles=((5, 0, 0), (0, 0, 4), (0, 0, 0))), SPEC, "hash", 3)
     check(replace(TILED, tiles=(), layers=(ALLTOALL, RIGHT, RECOMPUTE)), SPEC, "hash", 3)
@@ -109,6 +111,9 @@ REFUSED = [
     ({"tiles": ((5, 0, 4), (5, 0, 4))}, "tiles do not add up"),
     ({"tiles": ((3, 0, 1), (2, 0, 3))}, "needs collectives 'own'"),
     ({"wire": "float16"}, "needs collectives 'own'"),
+    ({"prompt_tiles": 0}, "has 0 as prompt_tiles, expected 1 to 4"),
+    ({"prompt_tiles": 5}, "has 5 as prompt_tiles, expected 1 to 4"),
+    ({"prompt_tiles": 2, "reduction": "reduce_scatter"}, "and 1 without reduction 'allreduce'"),
     ({"layers": (ALLTOALL, RIGHT, RIGHT), "reduction": "reduce_scatter"}, "needs collectives 'own'"),
     ({"layers": (LOCAL, LOCAL, RECOMPUTE), "heads": (0,) * 3, "columns": (0,) * 3}, "keeps requests whole in some layers only"),
     ({"layers": (LOCAL, SEQUENCE, LOCAL), "heads": (0,) * 3, "columns": (0,) * 3}, "keeps requests whole in some layers only"),

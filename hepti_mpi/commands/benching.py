@@ -219,13 +219,15 @@ def measure_texts(
         first = next(written for found in every for written in found.values())
         for one, found, (_, refused) in zip(subjects, every, plans):
             if session.root and found:
-                bound = decoding.bound(one.store.spec, one.known, request.attended)
+                own = [plan for written in found.values() if (plan := written.placement.together) is not None]
+                bounds = (decoding.prompt_bound(one.store.spec, one.store.source_hash, one.known, request, own),
+                          decoding.bound(one.store.spec, one.known, request.attended))  # fmt: skip
                 refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
                 SCREEN.show(one.found.title(session.store.spec.name, f"{counted(choice.tokens, 'tokens')} after {counted(prompt, 'rows')}"))
-                SCREEN.show(texts.compared(found, refused, bound, SCREEN.width))
+                SCREEN.show(texts.compared(found, refused, bounds, SCREEN.width))
                 made = {"ranks": session.world.size, "versions": machines.versions(machine, one.store.spec)}
                 made |= {"seconds": round(time.perf_counter() - begin, 3), "turns": turns.told(groups)}
-                SCREEN.document(texts.document(one.store.spec.name, where, request, found, bound) | machines.made() | made, always=True)
+                SCREEN.document(texts.document(one.store.spec.name, where, request, found, bounds) | machines.made() | made, always=True)
                 one.found.methods = {name: Taken.of_text(written, first) for name, written in found.items()}
         show_formats(session, choice, subjects, prompt, where)
         begin = time.perf_counter()

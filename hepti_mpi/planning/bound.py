@@ -33,7 +33,7 @@ class Bound:
         return self.seconds / seconds
 
 
-class _Freely(Pricer):
+class Freely(Pricer):
     """Prices a program as if its slowest rank's computing, and the traffic of the busiest way into or out of a rank, were all that takes
     time."""
 
@@ -52,8 +52,8 @@ def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     Raises: CapacityError when nothing fits.
     """
     request = replace(request, strategy="auto", layout=None, shares=None)
-    found = choose(spec, source_hash, profile, request, _Freely).chosen
-    pricer = _Freely(spec, profile, request.rows, request.attended)
+    found = choose(spec, source_hash, profile, request, Freely).chosen
+    pricer = Freely(spec, profile, request.rows, request.attended)
     every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in known if plan.wire in request.wires)]
     perfect = perfect_seconds(spec, source_hash, profile, request)  # a host alone may have been measured as slower than its ranks
     return Bound(min(every), min(perfect, *every))

@@ -8,10 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import baselines, methods, search
+from hepti_mpi.planning.bound import Freely
 from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.memory import cache_bytes, less_cache
 from hepti_mpi.planning.request import Decision, Request
@@ -93,6 +95,29 @@ def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None)
     latency = min(profile.latency_seconds[one][other] for one in every for other in every if one != other)
     sums = sum(1 if layer.parallel else 2 for layer in spec.each())
     return min(alone, float(1 / (1 / own).sum()) + sums * latency)
+
+
+def prompt_bound(
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, known: Sequence[Plan] = ()
+) -> float:  # fmt: skip
+    """Return what no plan takes less than until a prompt is in and the word behind it known: the longer of computing, were the wire free,
+    and of sending, were computing free, by the best shares for that, or the soonest board alone. `known`: plans found otherwise."""
+    rows, ranks = min(request.prompt, request.largest or request.rows), len(profile.nodes)
+    freely = Steps(spec, profile, rows, request.attended, by=Freely)
+
+    def divided_by(shares: Sequence[int]) -> Plan:
+        heads, columns = splits.split(spec.heads, shares, spec.group), splits.split(spec.ffn, shares, spec.column_granule)
+        first = tuple(int(rank == shares.index(1)) for rank in range(ranks))
+        return Plan(spec.name, source_hash, (DIVIDED,) * spec.layers, heads, columns, first, ("",) * ranks, ("packed",) * ranks)
+
+    every = [divided_by([int(rank == own) for rank in range(ranks)]) for own in range(ranks)]
+    every += [replace(plan, prompt_tiles=1) for plan in known]
+    if ranks > 1:
+        wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",), shares=None, mode="packed", limits=(1 << 60,) * ranks)
+        like = divided_by([1] * ranks)
+        found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each)
+        every += [found.plan] if found else []
+    return -(-request.prompt // rows) * min(map(freely.seconds, every))
 
 
 def _walkable(one: Candidate) -> bool:

@@ -31,7 +31,7 @@ WORTH_TILES = 0.98  # times as long as a piece of a prompt in fewer tiles it mus
 Whole = Callable[[Sequence[Plan]], np.ndarray]  # seconds of all that is asked, of each plan
 
 
-class _AtOnce(Pricer):
+class AtOnce(Pricer):
     """Prices short sums as what they are: each rank sends its terms to each other one."""
 
     def parts(self, step: Sync) -> tuple[Sync, ...]:
@@ -40,10 +40,14 @@ class _AtOnce(Pricer):
 
 
 class Steps:
-    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns. `cache`: as of a Pricer."""
+    """What steps of `rows` rows take, with the words, of which each rank has as large a part as of columns. `cache`: as of a Pricer, and
+    `by`, its kind."""
 
-    def __init__(self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None, cache: str | None = None) -> None:
-        self.spec, self.pricer = spec, _AtOnce(spec, profile, rows, attended, 1, cache)
+    def __init__(
+        self, spec: ModelSpec, profile: ClusterProfile, rows: int, attended: int | None, cache: str | None = None,
+        by: type[Pricer] = AtOnce,
+    ) -> None:  # fmt: skip
+        self.spec, self.pricer = spec, by(spec, profile, rows, attended, 1, cache)
         self.elsewhere = sum(step.macs for step in spec.back) * profile.edges.mac  # what the price takes them for: rank 0's, of float32
         self.words = word_numbers(spec)
         self.made: dict[tuple[object, ...], list[Program]] = {}

@@ -147,8 +147,9 @@ def kind_of(plan: Plan) -> str:
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
     layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
-    tiles += f", prompts in {plan.prompt_tiles} tiles" if plan.prompt_tiles > 1 else ""
     wire = f", {plan.wire} wire" if plan.wire != "float32" else ""
+    if plan.prompt_tiles > 1:
+        return f"{layouts}, prompts in {plan.prompt_tiles} tiles"
     return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
 
 

@@ -140,24 +140,30 @@ def _write(decoder: Decoder, written: Written, rows: Array, prompt: int, warming
         written.best = best
 
 
-def document(model: str, cluster: str, request: Request, found: Mapping[str, Written], bound: float) -> dict[str, Any]:
-    """Return what was found as one document; `bound`: seconds of an added token."""
+def document(
+    model: str, cluster: str, request: Request, found: Mapping[str, Written], bounds: tuple[float, float]
+) -> dict[str, Any]:  # fmt: skip
+    """Return what was found as one document; `bounds`: seconds of the first token and of an added one."""
+    first, bound = bounds
     methods = {
         name: {
             "tokens_per_second": _short(1 / one.token), "token_seconds": _short(one.token), "predicted_token_seconds": one.predicted[1],
             "first_token_seconds": _short(one.first), "predicted_first_token_seconds": one.predicted[0],
-            "nearness": _short(bound / one.token), "overruns": _short(one.overruns), "late": _short(one.late),
+            "nearness": _short(bound / one.token), "first_nearness": _short(first / one.first),
+            "overruns": _short(one.overruns), "late": _short(one.late),
             "largest_difference": _short(_difference(found, name)),
             **_shares(one.placement), "plan_hash": one.placement.hash if one.placement.together is None else one.placement.together.hash,
         }
         for name, one in found.items()
     }  # fmt: skip
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "cluster": cluster}
-    return head | {"prompt": request.prompt, "tokens": request.answer, "bound_token_seconds": _short(bound), "methods": methods}
+    return head | {"prompt": request.prompt, "tokens": request.answer, "bound_first_token_seconds": _short(first),
+                   "bound_token_seconds": _short(bound), "methods": methods}  # fmt: skip
 
 
-def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: float, width: int | None = None) -> str:
-    """Return the table of what was found, soonest token first."""
+def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: tuple[float, float], width: int | None = None) -> str:
+    """Return the table of what was found, soonest token first. `bounds`: seconds of the first token and of an added one."""
+    least, bound = bounds
     names = sorted(found, key=lambda name: found[name].token)
     first = "hepti" if "hepti" in found else names[0]
     reference = found[first].token
@@ -167,14 +173,16 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bound: fl
         low, high = np.quantile(one.tokens, (0.1, 0.9))
         times = rate(1 / one.token), milliseconds(one.token), f"{milliseconds(low)} - {milliseconds(high)}", f"{one.token / reference:.2f}"
         near = milliseconds(one.predicted[1]), f"{100 * (one.predicted[1] / one.token - 1):+.1f} %", f"{bound / one.token:.2f}"
-        cells = *times, *near, milliseconds(one.first), milliseconds(one.predicted[0]), f"{_difference(found, name):.1g}"
+        start = milliseconds(one.first), milliseconds(one.predicted[0]), f"{least / one.first:.2f}"
+        cells = *times, *near, *start, f"{_difference(found, name):.1g}"
         shares = _shares(one.placement)
         layers = "/".join(map(str, shares.get("layers", ())))
         rows.append((name, *cells, *(layers and f"stages of {layers}" or _parts(shares[what]) for what in ("heads", "columns"))))
     head = ("method", "tokens/s", "median ms", "10 - 90 %", f"x {first}", "predicted", "error", "nearness", "first token",
-            "first predicted", "difference", "heads", "columns")  # fmt: skip
+            "first predicted", "first nearness", "difference", "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
+    text.append(f"bound of the first token: {milliseconds(least)} ms, the longer of computing and of sending, were the other free")
     return "\n".join([*text, *too_late({name: found[name].late for name in names})])
 
 
