@@ -1,6 +1,7 @@
 """Text that grows on real ranks, against transformers' logits and greedy tokens: uneven and empty shares, chunks, many at once."""
 
 import functools
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -446,8 +447,10 @@ def test_several_steps_pass_through_stages(machine, store_of, case, monkeypatch)
     machine.world.barrier()
 
 
-@pytest.mark.parametrize("kind", ["uneven", "with nothing", "stages", "tiles"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case, kind", [
+    *itertools.product(CASES, ["uneven", "with nothing", "stages"]),
+    *itertools.product(["llama", "gemma2", "gpt2", "gpt_neox", "qwen3"], ["tiles"]),  # windows, own positions, one sum a layer
+])  # fmt: skip
 def test_prompts_of_up_to_300_tokens(machine, store_of, case, kind):
     """As transformers' logits and tokens, of prompts that end around the end of a piece, alone and all at once on fewer slots."""
     store, size = store_of(case, golden=LONG), machine.world.size
