@@ -58,15 +58,17 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 
     def whole(plans: Sequence[Plan]) -> np.ndarray:
         inside = np.array([not granules_fit(plan.heads, spec.group) for plan in plans])
-        return np.asarray((chunks * taken.soonest(plans) + request.answer * added.each(plans)) * np.where(inside, INSIDE, 1))
+        cut = [replace(plan, prompt_tiles=tiles) for plan in plans] if plans[0].divided else plans
+        return np.asarray((chunks * taken.each(cut) + request.answer * added.each(plans)) * np.where(inside, INSIDE, 1))
 
     like = next((one.plan for one in every if one.plan.divided), None)
+    tiles = 1 if like is None else taken.cut(like, 2).prompt_tiles  # more of them change little of who had best have what
     if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
         every.append(found)
     wanted = [one for one in every if one.plan.divided] if name == "tensor" else every
     chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]))
-    every[every.index(chosen)] = chosen = replace(chosen, plan=taken.cut(chosen.plan))
-    first, *others = (added.priced(one) for one in (chosen, *(one for one in every if one is not chosen)))
+    others = [one for one in every if one is not chosen]
+    first, *others = map(added.priced, (replace(chosen, plan=taken.cut(chosen.plan)), *others))
     return replace(decision, chosen=first, others=tuple(others), close=())
 
 

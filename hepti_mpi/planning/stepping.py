@@ -56,22 +56,15 @@ class Steps:
         """Return the seconds of a step one row of which is scored."""
         return float(self.each([plan])[0])
 
-    def soonest(self, plans: Sequence[Plan]) -> np.ndarray:
-        """Return the same of plans whose rows may be cut into tiles where that is sooner."""
-        return np.min([self.each([replace(plan, prompt_tiles=tiles) for plan in plans]) for tiles in self._cuts(plans[0])[:2]], axis=0)
-
-    def cut(self, plan: Plan) -> Plan:
+    def cut(self, plan: Plan, most: int = MOST_PROMPT_TILES) -> Plan:
         """Return a plan with as many tiles of a piece of a prompt as are worth it."""
         best, least = plan, np.inf
-        for tiles in self._cuts(plan):
+        for tiles in range(1, 1 + (tiles_of(most, self.pricer.rows) if plan.divided else 1)):
             seconds = self.seconds(one := replace(plan, prompt_tiles=tiles))
             if seconds > WORTH_TILES * least:
                 break
             best, least = one, seconds
         return best
-
-    def _cuts(self, plan: Plan) -> range:
-        return range(1, 1 + (tiles_of(MOST_PROMPT_TILES, self.pricer.rows) if plan.divided else 1))
 
     def each(self, plans: Sequence[Plan]) -> np.ndarray:
         """Return the seconds of a step of plans with the same layouts, tiles and as many active ranks each, [plans]."""
