@@ -481,6 +481,8 @@ def test_plan_of_texts(run):
     words = ("plan", "--weights", "random:smollm2-135m", "--boards", "pi4,pi5")
     said = run(*words, "--tokens", 8)
     assert "ms of a token" in said and "stages of" in said and "8 tokens: " in said
+    token, first = (float(found) for found in re.search(r"bound of a token: ([\d.]+) ms.* of the first: ([\d.]+) ms", said, re.S).groups())
+    assert 0 < token < first
     said = run(*words)  # what a model that writes does is not a request through its layers
     assert "ms of a token" in said and "128 rows and 128 tokens: " in said and "rows/columns" not in said
     said = run(*words, "--layout", "pipeline")
