@@ -40,8 +40,8 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
         SCREEN.show("\n" + records.rank_lines(chosen.decision, SCREEN.width))
     whole = duration(chosen.prompt_seconds + tokens * chosen.seconds)
     SCREEN.show(f"{counted(prompt, 'rows')} and {counted(tokens, 'tokens')}: {whole}")
-    SCREEN.show(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum; of the "
-                f"first: {milliseconds(least)} ms, the longer of computing and of sending, were the other free")
+    SCREEN.show(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum; "
+                f"of the first: {milliseconds(least)} ms, the longer of computing and of sending, were the other free")
     cache = (prompt + tokens) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
     SCREEN.show(f"keys and values of these rows take {size(cache)} in {request.cache}, those of each head counted once")
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
