@@ -76,7 +76,7 @@ Kernel = tuple[tuple[str, str, Work, str], Callable[[], object]]
 
 def _kernels(spec: ModelSpec, threads: int) -> list[Kernel]:
     """Return a call of every kind of work, as the engine does it."""
-    kernels, hidden = timers(spec, threads, PLAIN), spec.hidden
+    kernels, hidden = timers(spec, threads, PLAIN, whole=False), spec.hidden
     found: list[Kernel] = [(("call", "of next to nothing", Work(), ""), kernels.nothing)]
     for rows in ROWS:
         found.append((("product", counted(rows, "rows"), Work(((rows, kernels.weights),)), "float32"), kernels.gemm(rows)))
