@@ -379,7 +379,6 @@ KEYS = {
 @given(data=st.data())
 @pytest.mark.parametrize("name", KEYS)
 def test_any_value(folder, name, data):
-    shutil.copytree(GOLDEN / "bert_sentence", folder, dirs_exist_ok=True)
     value = data.draw(ANY_JSON)
     if data.draw(st.booleans()):
         value = {data.draw(st.sampled_from(KEYS[name])): value}

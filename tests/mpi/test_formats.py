@@ -96,8 +96,10 @@ def test_where_rows_are_cut_changes_no_bit(machine, folder, embedded, of_one, la
 
 
 def test_what_a_format_costs(machine, folder, embedded):
-    """In the order of their bits; 8 bits are near, 4 are not."""
+    """In the order of their bits; 8 bits are near, 4 are not. One rank asks: nothing of it is divided."""
     stores_of = {name: opened(folder, name, machine.world) for name in ("f32", "f16", "q8-blocks", "q8", "q4")}
+    if machine.world.rank:
+        return
     states = {name: last_hidden_state(store, embedded, LENGTHS) for name, store in stores_of.items()}
     errors = {name: float(np.sqrt(np.square(state - states["f32"]).mean())) for name, state in states.items()}
     assert list(errors.values()) == sorted(errors.values())
