@@ -14,8 +14,10 @@ import h5py
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from decoders import write_folder
 
 from hepti_mpi.commands import main
+from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
 
@@ -216,6 +218,18 @@ def test_a_profile_that_cannot_be_kept(store, tmp_path):
     jobs = [["profile", "--weights", store, "--output", tmp_path / output] for output in outputs]
     for said, result in zip(outputs.values(), in_turn(tmp_path, jobs, 2)):
         refused(result, said)
+
+
+def test_heads_of_which_no_cache_is_kept(tmp_path):
+    """Told before anything is measured: kernels are timed with a cache, too."""
+    folder = write_folder("gpt2", tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_head": 12}))  # of 4 numbers; all tensors are as before
+    writing.write(tmp_path / "gpt2.h5", read_model(folder))
+    said = "heads of 4 numbers are not supported for text: their width must be a multiple of 8"
+    np.savez(tmp_path / "x.npz", input_ids=[[5, 6]])
+    written = ("run", "--weights", "gpt2.h5", "--input", "x.npz", "--fresh")
+    all_refused(tmp_path, (written, (said,), 2), (("profile", "--weights", "gpt2.h5"), (said,), 1))
 
 
 def test_inputs(store, tmp_path):

@@ -178,6 +178,12 @@ def test_sessions_are_made_before_anything_is_timed(name, monkeypatch):
     assert len(found.steps) == (4 if spec.generates else 0)
 
 
+def test_heads_that_are_wider_than_rows_are_timed():
+    spec = random_model("tiny-bert").spec
+    wide = replace(spec.layer(0), attention=replace(spec.layer(0).attention, dim=spec.hidden * 2))
+    assert timers(replace(spec, kinds=(wide,), order=()), 1, PLAIN).attention
+
+
 @pytest.mark.parametrize("cache", CACHES)
 def test_what_is_timed_over_a_cache_is_the_attention_of_a_text(cache):
     """Of each layer over a cache of its own, which has the row then."""

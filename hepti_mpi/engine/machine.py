@@ -197,9 +197,12 @@ def _sooner(machine: Machine, spec: ModelSpec, profile: ClusterProfile) -> list[
 
 
 def _measured(machine: Machine, spec: ModelSpec, using: dict[str, str]) -> ClusterProfile:
-    """Measure the ranks. Collective."""
-    from hepti_mpi.engine import measuring
+    """Measure the ranks. Collective. Raises ModelError for a model that writes by an attention of which no cache is kept."""
+    from hepti_mpi.engine import caching, measuring
 
+    with together(machine.world):
+        for block in dict.fromkeys(layer.attention for layer in spec.each() if spec.generates):
+            caching.check_cached(block)
     return measuring.measured(machine.world, machine.exchanges, machine.emulation, machine.cores, spec, using)
 
 

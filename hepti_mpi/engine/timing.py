@@ -80,7 +80,7 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
     gemm, between = products(spec, threads, used), products(spec, threads, used, 1)
     mixing = Graph()
     dim = spec.layer(0).attention.dim
-    plain = Attention(hidden, hidden // dim, dim)
+    plain = Attention(hidden, max(1, hidden // dim), dim)  # heads may be wider than rows
     attend(mixing, plain, "qkv", "y", plain.heads)
     attention = probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
     norm = Graph()
