@@ -141,7 +141,7 @@ def test_a_template_for_talks_with_tools_alone(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": {"tool_use": NAMED["tool_use"], "rag": "x"}}))
     template = ChatTemplate.of(chat_files(tmp_path, Built({}, frozenset())))
     talk = [{"role": "user", "content": "hello"}]
-    assert template.text(talk, tools=[{}]) == "1 <tool_call> hello"
+    assert template.needs_tools and template.text(talk, tools=[{}]) == "1 <tool_call> hello"
     with pytest.raises(InputError, match="refuses the messages: it is for talks with tools alone, and none are given"):
         template.text(talk)
 

@@ -49,9 +49,11 @@ def chat(weights: Path | None, system: str | None, profile_file: Path | None, **
     session = sessions.opened(machinery, able[0] if len(able) == 1 else None)
     spec = session.store.spec
     with session.world.patience.slower(), together(session.world):
-        if not spec.generates or ChatTemplate.of(session.store.files) is None:
+        template = ChatTemplate.of(session.store.files) if spec.generates else None
+        if template is None or template.needs_tools:
             more = f", or name one that does with --weights: {some(able)}" if len(able) > 1 else ""
-            raise InputError(f"model {spec.name} has no chat template; give its prompts to run" if spec.generates else
+            lacks = "has no chat template" if template is None else "has a chat template for talks with tools only"
+            raise InputError(f"model {spec.name} {lacks}; give its prompts to run" if spec.generates else
                              f"model {spec.name} does not generate text; give its inputs to run{more}")  # fmt: skip
         writing.sampling()
     machining = writers.Machining(profile_file, False, options)

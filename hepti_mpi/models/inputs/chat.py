@@ -67,6 +67,7 @@ class ChatTemplate:
         Raises ModelError for a template that cannot be read.
         """
         self._with_tools = None if with_tools is None else ChatTemplate(with_tools, marks)
+        self.needs_tools = source == TOOLS_ONLY.decode()  # whether talks without tools have none
         if len(source) > LONGEST:
             raise ModelError(f"{NAME} has {len(source)} characters, the limit is {LONGEST}")
         extensions = [_Generation, "jinja2.ext.loopcontrols"]

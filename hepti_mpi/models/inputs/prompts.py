@@ -94,7 +94,7 @@ def read_prompts(
         return array_prompts(spec, Path(source))
     prompter = Prompter(spec, files)
     if source is None:
-        talks = prompter.template is not None
+        talks = prompter.template is not None and not prompter.template.needs_tools
         texts = enumerate(QUESTIONS if talks else BEGINNINGS)
         return [_prompt(prompter, place, f"built-in prompt {place + 1}", {"prompt": text}, talks) for place, text in texts]
     if source != "-":
