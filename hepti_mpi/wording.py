@@ -4,11 +4,11 @@
 def counted(count: int, what: str) -> str:
     """Return a count with its noun, which is given in the plural.
 
-    >>> counted(2, "ranks"), counted(1, "batches"), counted(1, "entries"), counted(1, "values")
-    ('2 ranks', '1 batch', '1 entry', '1 value')
+    >>> counted(2, "ranks"), counted(1, "batches"), counted(1, "entries"), counted(1, "values"), counted(1, "processes")
+    ('2 ranks', '1 batch', '1 entry', '1 value', '1 process')
     """
     if count == 1:
-        ends = {"ies": "y", "ches": "ch", "xes": "x"}
+        ends = {"ies": "y", "ches": "ch", "xes": "x", "sses": "ss"}
         end = next((end for end in ends if what.endswith(end)), "s")
         what = what.removesuffix(end) + ends.get(end, "")
     return f"{count} {what}"

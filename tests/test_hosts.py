@@ -207,6 +207,22 @@ def test_what_a_host_answers_need_not_be_utf_8(tmp_path, monkeypatch, capsys):
     assert said == ["192.0.2.9 cannot be used: Stra\ufffde gesperrt"]
 
 
+def test_a_host_whose_memory_ran_out_since_the_last_start(tmp_path, monkeypatch):
+    """A rank that its system ended for that can say nothing. What it had ended before, and what ends behind the last start, is not told."""
+    from hepti_mpi.supervisor import sweep
+
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\ncat >{tmp_path}/had\necho pi3.lan $(cat {tmp_path}/count)\n")
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr(sweep, "answers", lambda host: True)
+    host, said = Host("192.0.2.9"), []
+    for count, content in ((3, b"first"), (3, b"again"), (5, b"again"), (9, b"")):
+        (tmp_path / "count").write_text(str(count))
+        assert sweep.sweep(host, tmp_path / "state", ["A=1"], content, said.append) and (host.own, host.starved) == ("pi3", count)
+    ended = "for want of memory the system has ended 2 processes on 192.0.2.9 since the last start"
+    assert said == [f"{ended}: free memory there, or give ranks less with --memory-limit"]
+
+
 def test_examples():
     assert doctest.testmod(names).failed == 0
 

@@ -151,6 +151,18 @@ def test_processes_of_any_name_are_counted():
         process.communicate()
 
 
+@pytest.mark.parametrize("before, words", [(5, "a rank ended"), (4, "has ended 1 process on "), (3, "has ended 2 processes on ")])
+def test_a_rank_that_the_system_ended_for_want_of_memory(before, words, said, monkeypatch):
+    """It can say nothing, and mpirun tells of signal 9 only."""
+    monkeypatch.setattr(interrupts, "rank_is_gone", lambda: True)
+    monkeypatch.setattr(interrupts, "starved", lambda: 5)
+    monkeypatch.setattr(interrupts, "_before", [before])
+    interrupts.keeping(lambda: "2 of 3 answers are kept")
+    interrupts.speak()
+    memory = "" if before == 5 else f"; for want of memory the system {words}{launcher.host_name()} since this began: free memory there, "
+    assert said == [f"a rank ended{memory}{memory and 'or give ranks less with --memory-limit'}; 2 of 3 answers are kept"]
+
+
 def test_the_bare_word(said):
     interrupts.speak()
     assert said == ["interrupted"]

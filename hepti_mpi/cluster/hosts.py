@@ -20,7 +20,8 @@ SSH = ("ssh", "-o", "BatchMode=yes", "-o", "ConnectTimeout=3", "-o", "StrictHost
 class Host:
     """A host of the hostfile: `name` as it stands there, `slots` its ranks (None: one for each core), `own` what it calls itself, as far
     as that is known; `here`: it is this machine, which needs no ssh. `missed`: looks in a row that it has not answered.
-    `lost`, `losses`, `since`: as supervisor.returning keeps them. `foreign`: what mpirun does not read of its lines as it is meant."""
+    `lost`, `losses`, `since`: as supervisor.returning keeps them. `starved`: processes that its system has ended for want of memory, as far
+    as that is known. `foreign`: what mpirun does not read of its lines as it is meant."""
 
     name: str
     own: str = ""
@@ -35,6 +36,7 @@ class Host:
     lost: bool = False
     losses: float = 0.0
     since: float = 0.0
+    starved: int | None = None
 
     def __post_init__(self) -> None:
         self.here = names.is_here(self.name)

@@ -15,8 +15,10 @@ from typing import Any
 
 from hepti_mpi.comm.channel import state_path
 from hepti_mpi.comm.lastword import KEPT, LastWord, hand_on, joined
-from hepti_mpi.comm.launcher import PARENT, first_rank, has_ranks_elsewhere, mpirun_is_here, past_launcher, rank_is_gone
+from hepti_mpi.comm.launcher import PARENT, first_rank, has_ranks_elsewhere, host_name, mpirun_is_here, past_launcher, rank_is_gone
 from hepti_mpi.comm.standby import stand_by
+from hepti_mpi.comm.starved import starved
+from hepti_mpi.wording import counted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
@@ -29,6 +31,7 @@ _last: list[LastWord] = []
 _first: Callable[[], object] = bool  # what is done before it is said
 _left: Callable[[], str] = str  # tells what is kept of a job that an error ends
 _heard = set[int]()  # the signals that have come
+_before: list[int] = []  # processes that the system had ended for want of memory when this one began to listen
 _ending: Callable[[int], object] = os._exit
 _tell: Callable[[str], object] | None = None
 
@@ -46,12 +49,13 @@ def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], obje
     outlives this."""
     global _tell
     _tell = tell
+    _before[:] = [starved()]
     last = LastWord(_somebody_else if state_path() else str)
     _last[:] = [last]
 
     def speak() -> None:
         if last.taken():
-            tell_last(last.noted(LOST))
+            tell_last(last.noted(_for_memory(LOST)))
 
     beyond = past_launcher() if tell is not None else None
     if beyond is not None:  # whoever supervises a run hears of its ranks' ends
@@ -167,10 +171,22 @@ def _why() -> str:
         if reason := last.reason():
             return reason
     if past_launcher() is not None and not mpirun_is_here():
-        return "mpirun ended"
+        return _for_memory("mpirun ended")
     if rank_is_gone():
-        return "a rank ended"
+        return _for_memory("a rank ended")
     return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() and signal.SIGINT not in _heard else "interrupted"
+
+
+def _for_memory(what: str) -> str:
+    """Return what has ended, and whether that may be for want of memory: whom the system ends for that it tells its own log only."""
+    ended = starved() - _before[0] if _before else 0
+    return joined(what, want_of_memory(ended, host_name(), "this began") if ended > 0 else "")
+
+
+def want_of_memory(ended: int, host: str, since: str) -> str:
+    """Say that the system of a host has `ended` so many processes for want of memory."""
+    what = f"for want of memory the system has ended {counted(ended, 'processes')} on {host} since {since}"
+    return f"{what}: free memory there, or give ranks less with --memory-limit"
 
 
 def _interrupt(number: int, frame: Any) -> None:

@@ -314,7 +314,7 @@ class Supervisor:
         before = [host for host in self.hosts if host.lost]
         here = next((host for host in self.hosts if host.here), None)
         # here first: mpirun's ssh processes, which are told from those to the other hosts by being there before
-        sweep_here(self.path, self.marks, _content(state, here))
+        sweep_here(here, self.path, self.marks, _content(state, here), self.say)
         with ThreadPoolExecutor(min(AT_ONCE, len(self.hosts))) as pool:
             answers = list(pool.map(lambda host: host.here or self._sweep_one(host, state), self.hosts))
         for host, answer in zip(self.hosts, answers):

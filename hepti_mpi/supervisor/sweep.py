@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from hepti_mpi.cluster.hosts import Host, answers
-from hepti_mpi.comm import leavings
+from hepti_mpi.comm import leavings, starved
+from hepti_mpi.comm.interrupts import want_of_memory
 
 SSH_SECONDS = 20  # to clean up on a host that answers
 # ends the ranks and daemons of this job, and removes what they and other jobs that were killed leave; then writes what it is given to a
 # file that only its user reads, and removes those that supervisors which were killed have left: they write theirs again before each start,
 # and its ranks name it. Run with python -c on each host
-SWEEP = Path(leavings.__file__).read_text() + """
+SWEEP = Path(leavings.__file__).read_text() + Path(starved.__file__).read_text() + """
 import os, sys, time
 path, *marks = sys.argv[1:]
 marks, end, had = [mark.encode() for mark in marks], time.time() + 5, ""
@@ -63,13 +64,16 @@ for other in os.listdir(folder):
                 os.unlink(left)
         except OSError:  # another one was sooner
             pass
-print(os.uname().nodename)
+print(os.uname().nodename, starved())
 """
 
 
-def sweep_here(path: Path, marks: Sequence[str], content: bytes) -> None:
-    """End the processes with these marks on this machine, and write `content` to the path; none: remove what is there."""
-    subprocess.run([sys.executable, "-c", SWEEP, str(path), *marks], input=content, capture_output=True)
+def sweep_here(host: Host | None, path: Path, marks: Sequence[str], content: bytes, say: Callable[[str], None]) -> None:
+    """End the processes with these marks on this machine, and write `content` to the path; none: remove what is there. `host`: it, where
+    ranks are on it."""
+    done = subprocess.run([sys.executable, "-c", SWEEP, str(path), *marks], input=content, capture_output=True)
+    if host is not None and done.returncode == 0:
+        _learn(host, _told(done.stdout)[1], say if content else bool)
 
 
 def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Callable[[str], None]) -> bool:
@@ -85,5 +89,21 @@ def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Cal
         said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
         say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
         return False
-    host.own = done.stdout.decode(errors="replace").strip().rpartition("\n")[2].partition(".")[0] or host.own
+    name, ended = _told(done.stdout)
+    host.own = name or host.own
+    _learn(host, ended, say if content else bool)
     return True
+
+
+def _told(said: bytes) -> tuple[str, int | None]:
+    """Return what a host calls itself, and how many processes its system has ended for want of memory, as the last line says."""
+    name, _, count = said.decode(errors="replace").strip().rpartition("\n")[2].partition(" ")
+    return name.partition(".")[0], int(count) if count.isdecimal() else None
+
+
+def _learn(host: Host, ended: int | None, say: Callable[[str], object]) -> None:
+    """Note how many processes the system of a host has ended for want of memory. Those that it has since it was asked before may be ranks,
+    whose ends nobody else can explain."""
+    before, host.starved = host.starved, ended
+    if before is not None and ended is not None and ended > before:
+        say(want_of_memory(ended - before, host.name, "the last start"))
