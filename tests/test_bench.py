@@ -6,15 +6,19 @@ import pytest
 from click.testing import CliRunner
 from clusters import cluster
 
+from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.commands import main, options
 from hepti_mpi.commands.bench import MOST_ROWS, Formats, Sizes, check_sizes
 from hepti_mpi.commands.benching import Choice
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
 from hepti_mpi.planning import methods
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
+from hepti_mpi.program.build import make_program
 from hepti_mpi.tuning import bench as benches
 from hepti_mpi.tuning import turns
+from hepti_mpi.tuning.settle import Settled
 from hepti_mpi.weights import writing
 
 
@@ -133,6 +137,26 @@ def test_texts_are_written_by_as_many_methods_as_memory_holds(filled, monkeypatc
     document = json.loads(done.stdout.splitlines()[-1])
     assert document["turns"] == ([["single", "tensor"]] if filled else [["single"], ["tensor"]])
     assert [one["largest_difference"] < 1e-5 for one in document["methods"].values()] == [True, True]
+
+
+@pytest.mark.parametrize("factors", [(0.5, 1.0), (1.0, 0.5), (0.5, 3.0), (2.0, 1.0)])
+def test_no_prediction_is_below_the_bound(factors, monkeypatch, tmp_path):
+    """Ranks that were disturbed while they were measured, or while a plan was tried, answer sooner than by that."""
+    monkeypatch.chdir(tmp_path)
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    learned = iter(factors)
+
+    def settled(machine, spec, source_hash, segments, profile, request, decision):
+        plan, known = decision.chosen.plan, scaled(profile, [next(learned)])
+        return Settled(plan, Pricer(spec, known, request.rows, request.attended).price(make_program(spec, plan), plan), known)
+
+    monkeypatch.setattr(benches, "settle", settled)
+    words = ["bench", "--weights", "tiny.h5", "--methods", "hepti,hepti-float16,megatron", "--repeat", "1", "--threads", "1", "--rows", "8"]
+    done = CliRunner().invoke(main.main, [*words, "--json"])
+    assert done.exit_code == 0, done.output
+    document = json.loads(done.stdout.splitlines()[-1])
+    predicted = [one["predicted_seconds"] for one in document["methods"].values()]
+    assert len(predicted) == 3 and 0 < document["perfect_seconds"] <= document["bound_seconds"] <= min(predicted) * 1.0001
 
 
 def test_formats_are_named():

@@ -217,6 +217,13 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
     return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
 
 
+def soonest(profiles: Sequence[ClusterProfile]) -> ClusterProfile:
+    """Return the first of several profiles that `scaled` has made of one, with each rank as fast as it is in any of them: a rank that was
+    disturbed while it was measured is faster than that."""
+    nodes = zip(*(profile.nodes for profile in profiles))
+    return replace(profiles[0], nodes=tuple(min(every, key=lambda node: node.gemm_seconds_per_weight) for every in nodes))
+
+
 def of_hosts(profile: ClusterProfile, hosts: Sequence[str]) -> ClusterProfile | None:
     """Return the profile of the ranks that are on `hosts`, None when one of those was not measured."""
     if not set(hosts) <= set(profile.hosts):

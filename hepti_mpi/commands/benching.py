@@ -263,6 +263,7 @@ def show(
     made: dict[str, Any],
 ) -> None:  # fmt: skip
     """Print what a bench found, and append it to the file that `made` names."""
+    from hepti_mpi.cluster.profile import soonest
     from hepti_mpi.documents import append_lines
     from hepti_mpi.engine import machine as machines
     from hepti_mpi.errors import InputError
@@ -272,6 +273,7 @@ def show(
     machine, store = bench.machine, bench.store
     wires = sorted({sample.part.plan.wire for sample in samples.values()})  # settling may have changed it
     plans = [sample.part.plan for sample in samples.values()]
+    profile = soonest([profile, *(sample.profile for sample in samples.values() if sample.profile)])  # no price is below the bound by it
     bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}
     about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
     above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}

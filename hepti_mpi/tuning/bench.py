@@ -33,8 +33,8 @@ Chosen = Mapping[str, tuple[Plan, Decision | None]]  # by method; decisions are 
 
 @dataclass
 class Samples:
-    """What one method did: `seconds` per request and, on rank 0, its `price` and [ranks, requests, steps] of seconds and beginnings. The
-    `engine` goes when it has answered, and with it weights that no other one uses."""
+    """What one method did: `seconds` per request and, on rank 0, its `price` by `profile` and [ranks, requests, steps] of seconds and
+    beginnings. The `engine` goes when it has answered, and with it weights that no other one uses."""
 
     part: Part
     engine: Engine | None
@@ -51,6 +51,7 @@ class Samples:
     overrun_part: float = 0.0  # of all ranks' calls, 0 to 1
     late_part: float = 0.0  # the latest rank's late seconds, of the seconds of the requests: ranks are late side by side
     held: list[dict[str, Any]] = field(default_factory=list)
+    profile: ClusterProfile | None = None
 
 
 @dataclass(frozen=True)
@@ -74,11 +75,11 @@ class Bench:
             if trying and name in SETTLED:
                 settled = settle(machine, spec, self.store.source_hash, self.segments, known, request, decision)
                 ready, price, known = loading.swap(ready, settled.plan), settled.price, settled.profile
-            all_samples[name] = Samples(ready.part, ready.engine, price)
+            all_samples[name] = Samples(ready.part, ready.engine, price, profile=known)
         pricer = Pricer(spec, known, request.rows, request.attended)
         for name, samples in all_samples.items():
             if name not in SETTLED and samples.price is not None:
-                samples.price = pricer.price(samples.part.program, samples.part.plan)
+                samples.price, samples.profile = pricer.price(samples.part.program, samples.part.plan), known
         return all_samples, known
 
 
