@@ -15,7 +15,7 @@ from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.errors import ModelError, StoreError
 from hepti_mpi.models import identity
 from hepti_mpi.models.checkpoints.random import random_model, random_weight
-from hepti_mpi.models.formats import CHANNELS, VALUES
+from hepti_mpi.models.formats import CHANNELS, FORMATS, VALUES
 from hepti_mpi.models.inputs.requests import held_out_requests
 from hepti_mpi.models.reference import forward
 from hepti_mpi.models.spec import named_weights
@@ -173,6 +173,12 @@ def test_as_few_bits_as_an_error_allows(tmp_path, monkeypatch, error, name):
         more = store.accuracy is not None and store.accuracy.error > error
     assert ("by which it was not chosen, it costs" in done.output) == more
     assert [one.name for one in tmp_path.iterdir()] == ["m.h5"]
+
+
+def test_formats_are_tried_from_the_fewest_bits_on():
+    """All that there are: else one of more bits would be taken where one of fewer costs little enough."""
+    sizes = {name: form.bytes((1024, 1024)) for name, form in FORMATS.items()}
+    assert list(slicing.FEWEST_FIRST) == sorted(sizes, key=sizes.__getitem__)
 
 
 @pytest.mark.parametrize("name", ["tiny-bert", "tiny-vit", "tiny-llama"])

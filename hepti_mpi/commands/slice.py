@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hepti_mpi.weights.calibration import Accuracy, Calibration, Inputs
 
 AUTO = "auto"
-FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-blocks", "f16", "f32")
+FEWEST_FIRST = ("q4-wide", "q4", "q8", "q8-wide", "q8-blocks", "f16", "f32")
 LESS = 0.8  # of the memory of a format that a mix with one of fewer bits is worth its trials for
 FINEST = 32  # parts of the products to one of which it is found how many have to be kept
 
