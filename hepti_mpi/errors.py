@@ -3,8 +3,11 @@
 Message form: what, where, the numbers, the next command. Lower case, no full stop.
 """
 
+import errno
 import os
 from pathlib import Path
+
+MISNAMED = (errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR)
 
 
 class HeptiError(Exception):
@@ -96,6 +99,11 @@ def refused_file(error: BaseException) -> str | None:
     if not isinstance(error, OSError) or not isinstance(error.filename, (str, bytes)):
         return None
     return f"{os.fsdecode(error.filename)} cannot be used: {reason_of(error)}"
+
+
+def is_misnamed(error: BaseException) -> bool:
+    """Tell whether the system refused a file for its name, or for whose it is: on any host it would, whatever its disk is like."""
+    return refused_file(error) is not None and getattr(error, "errno", None) in MISNAMED
 
 
 def dead_link(path: Path) -> str | None:

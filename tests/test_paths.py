@@ -1,11 +1,13 @@
 """What is said of a path that is no store: it is known for what it is, and the next command can be copied."""
 
+import errno
 import os
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +16,7 @@ from test_bad_input import launch_environment
 from hepti_mpi.comm import launcher
 from hepti_mpi.commands import main
 from hepti_mpi.commands.paths import profile_path, the_profile
+from hepti_mpi.engine.machine import together
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
@@ -174,8 +177,17 @@ def test_an_empty_path_is_not_the_folder_one_is_in(words):
     assert found.exit_code == 2 and "it is empty: name a file or a folder" in found.output
 
 
+@pytest.mark.parametrize("number, code", [("EACCES", 2), ("ENOTDIR", 2), ("EIO", 4), ("ENOSPC", 4), (None, 4)])
+def test_a_host_does_not_fail_where_a_file_is_not_its_user_s(number, code):
+    """A run ended with 4, as of a disk that fails, and a job that is supervised went on without that host."""
+    failed = []
+    with together(SimpleNamespace(agree=failed.append)):
+        raise OSError(getattr(errno, number), "refused", "out/x.jsonl") if number else MemoryError
+    assert failed[0].exit_code == code and str(failed[0]) == ("out/x.jsonl cannot be used: refused" if number else "out of memory")
+
+
 @pytest.mark.parametrize("words, code", [
-    (("slice", "random:tiny-bert", LONG + ".h5"), 2), (("run", "--weights", "m.h5", "--input", "t.txt", "--output", LONG + ".jsonl"), 4),
+    (("slice", "random:tiny-bert", LONG + ".h5"), 2), (("run", "--weights", "m.h5", "--input", "t.txt", "--output", LONG + ".jsonl"), 2),
 ])  # fmt: skip
 def test_a_name_that_no_file_can_have_is_told_in_a_sentence(words, code, tmp_path):
     """Once as a fault of the program, with the line where it arose."""

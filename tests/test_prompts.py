@@ -55,6 +55,9 @@ def test_objects(spec, tmp_path):
     wrong = read(spec, tmp_path, "x.jsonl", '{"x": 1}\n[1]\n{"prompt": 3}\n{"messages": []}\n{\n')
     assert all(one.error and not one.ids for one in wrong)
     assert all(one.error.startswith(f"line {place} of x.jsonl") for place, one in enumerate(wrong, 1))
+    both = read(spec, tmp_path, "x.jsonl", '{"prompt": "a", "messages": [{"role": "user", "content": "c"}]}\n{"prompt": "ab"}\n')
+    assert both[0].error == 'line 1 of x.jsonl has both "messages" and "prompt", of which one is answered; leave the other out'
+    assert both[1].error is None
     half = read(spec, tmp_path, "x.jsonl", '{"prompt": "a\\ud800"}\n{"messages": [{"role": "user", "content": "\\udfff"}]}\n')
     assert [one.error for one in half] == [f'line {place} of x.jsonl holds "\\u{code}", which is half a character'
                                            for place, code in enumerate(("d800", "dfff"), 1)]  # fmt: skip

@@ -25,7 +25,7 @@ from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine import pool
 from hepti_mpi.engine.cores import Cores, may_use, widen_affinity
-from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError, reason_of, refused_file
+from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError, is_misnamed, reason_of, refused_file
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.wording import counted
 
@@ -59,7 +59,8 @@ def together(world: Comm) -> Iterator[None]:
     except HeptiError as failure:
         error = failure
     except (OSError, MemoryError) as failure:
-        error = HostError(refused_file(failure) or str(failure) or "out of memory")
+        kind = HeptiError if is_misnamed(failure) else HostError
+        error = kind(refused_file(failure) or str(failure) or "out of memory")
     world.agree(error)
 
 

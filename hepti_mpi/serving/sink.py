@@ -169,8 +169,8 @@ class Filed:
         assert question.output is not None
         self.say, self.lasting = say, lasting and question.repeat == 1
         self.output, self.question, self.wanted = question.output, question, True
-        check_apart(self.output, question.source)
         check_path(self.output)
+        check_apart(self.output, question.source)
         self.already = nothing_left(self.output, question.resume, say)  # the finished output, where there is one to be resumed
         self.known: Collection[int] = ()
         self.begun: Mapping[int, Sequence[Chosen]] = {}

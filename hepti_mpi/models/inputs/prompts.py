@@ -148,6 +148,8 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
 def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any], chat: bool) -> Prompt:
     """Return the prompt of an object. Raises InputError."""
     if "messages" in values:
+        if other := next((key for key in FIELDS if key in values), None):
+            raise InputError(f'{where} has both "messages" and "{other}", of which one is answered; leave the other out')
         ids = prompter.of_messages(values["messages"], where, values)
         return Prompt(place, where, _named(values) | {"input": values["messages"]}, ids, values)
     if not any(key in values for key in FIELDS):
