@@ -304,9 +304,14 @@ def test_a_store_is_a_source_too(tmp_path, first, second):
     assert ("has weights in" in done.output) == (first != "f32")
     with Store(tmp_path / "a.h5") as one, Store(tmp_path / "b.h5") as other:
         assert other.files == one.files
+        assert (other.accuracy is None) == (second == "f32")
+        if other.accuracy is not None:
+            formats = " and ".join(sorted(set(one.spec.formats.values())))
+            said = f"the float32 numbers that {formats} stood for" if formats else "float32"
+            inspected = CliRunner().invoke(main.main, ["inspect", str(tmp_path / "b.h5")]).output
+            assert f"against {said}, on 19" in done.output and f"against {said}, on 19" in inspected
         if first == "f32":
             assert other.source_hash == model.in_format(second).source_hash
-            assert (other.accuracy is None) == (second == "f32")
         else:
             assert other.source_hash != random_model("tiny-bert").source_hash
         for name, weight in one.weights.items():

@@ -39,6 +39,11 @@ def test_the_cache_of_the_hub(tmp_path, root):
         assert "Hugging Face cache" in said and said.endswith(f"python -m hepti_mpi slice {snapshot} weights/name.h5")
 
 
+def test_a_folder_of_stores_is_no_model(tmp_path):
+    (tmp_path / "a.h5").touch()
+    assert no_model(tmp_path) == f"{tmp_path} is a folder of 1 store, not of a model; name one: {tmp_path / 'a.h5'}"
+
+
 def test_a_name_with_a_blank_is_quoted(tmp_path):
     said = no_store(folder(tmp_path / "my model"))
     assert said.endswith(f"slice '{tmp_path}/my model' 'weights/my model.h5'")

@@ -133,7 +133,7 @@ def _tell_cost(store: Path, model: "ModelFiles", held_out: "Inputs") -> "Accurac
     from hepti_mpi.reporting.inspection import accuracy_line
     from hepti_mpi.weights import writing
 
-    found = _cost(store, model, held_out)
+    found = replace(_cost(store, model, held_out), against=model.rounded or None)
     writing.note_accuracy(store, found)
     if math.isfinite(found.largest):
         SCREEN.show(accuracy_line(found))
@@ -240,7 +240,7 @@ def _model(source: str, format_name: str, head: str | None) -> "ModelFiles":
         model, mixed = read_gguf(path)
         if mixed:
             SCREEN.say(f"{path} has weights of type {', '.join(mixed)}: they are written as the float32 values that they stand for")
-        return model
+        return replace(model, rounded=" and ".join(mixed))
     if Path(source).suffix == ".h5" and Path(source).is_file():
         return _model_of_store(Path(source), format_name, head)
     what = no_model(Path(source))
@@ -262,8 +262,6 @@ def _model_of_store(source: Path, format_name: str, head: str | None) -> "ModelF
     if kept and kept == model.in_format(format_name, head).spec.formats:
         raise ModelError(f"{source} is in {format_name} already, and rounding twice costs more than once: copy the file")
     if kept:
-        said = (
-            f"{source} has weights in {' and '.join(sorted(set(kept.values())))}: the new store begins with the numbers that they stand for"
-        )
+        said = f"{source} has weights in {model.rounded}: the new store begins with the numbers that they stand for"
         SCREEN.say(f"{said}, and what its format costs is measured against them")
     return model

@@ -76,8 +76,9 @@ def format_bytes(store: Store) -> dict[str, int]:
 
 def accuracy_line(found: Accuracy) -> str:
     """Return what formats cost."""
+    exact = "float32" if found.against is None else f"the float32 numbers that {found.against} stood for"
     said = [
-        f"against float32, on {counted(found.requests, 'built-in inputs')} of {counted(found.rows, 'rows')} by which nothing was decided: "
+        f"against {exact}, on {counted(found.requests, 'built-in inputs')} of {counted(found.rows, 'rows')} by which nothing was decided: "
         f"hidden state off by {found.largest:.2g} at most and {found.median:.2g} in the median, where numbers are about {found.usual:.2g}",
         f"cosine of {'rows' if found.divergence is not None else 'embeddings, or what the head reads,'} {found.least_cosine:.5f} at least "
         f"and {found.median_cosine:.5f} in the median",

@@ -5,7 +5,7 @@ what float32 answers. Knows operations and their formulas; knows no format, no f
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -55,7 +55,8 @@ class Accuracy:
     `largest`, `median`: differences of numbers of the last hidden state, whose root mean square is `usual`; `least_cosine`,
     `median_cosine`: of embeddings, or the vectors that the head reads; `agreement`: in which part of all answers the best label, or the
     likeliest word, is the same. Of the next word in texts, `divergence`: mean of KL(float32 || store), in nats; `perplexity`, and
-    `exact_perplexity` in float32. None: the model has no such answers.
+    `exact_perplexity` in float32. None: the model has no such answers. `against`: where the float32 numbers are those
+    that others stood for, which formats these were in.
     """
 
     requests: int
@@ -69,6 +70,7 @@ class Accuracy:
     divergence: float | None = None
     perplexity: float | None = None
     exact_perplexity: float | None = None
+    against: str | None = None
 
     @property
     def error(self) -> float:
@@ -76,11 +78,13 @@ class Accuracy:
         return 1 - self.least_cosine if self.divergence is None else self.divergence
 
 
-def read_accuracy(data: Mapping[str, float]) -> Accuracy:
+def read_accuracy(data: Mapping[str, Any]) -> Accuracy:
     """Rebuild it. Raises TypeError or ValueError when something is missing or no number."""
-    found = Accuracy(**data)  # type: ignore[arg-type]  # looked at next
+    found = Accuracy(**data)
+    if not isinstance(found.against, str | None):
+        raise ValueError("what it is against is no text")
     missing = {field.name for field in fields(Accuracy) if field.default is None and getattr(found, field.name) is None}
-    if not all(is_number(value) for key, value in vars(found).items() if key not in missing):
+    if not all(is_number(value) for key, value in vars(found).items() if key not in {*missing, "against"}):
         raise ValueError("a value is no number")
     return found
 

@@ -29,4 +29,5 @@ def model_of(store: Store) -> ModelFiles:
             store.verify([piece])
             yield name, np.ascontiguousarray(piece.decode(store.parts(piece)))
 
-    return ModelFiles(spec, store.files, store.source_hash, stream)
+    rounded = " and ".join(sorted(set(store.spec.formats.values())))
+    return ModelFiles(spec, store.files, store.source_hash, stream, rounded)

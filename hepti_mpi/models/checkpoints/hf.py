@@ -60,7 +60,7 @@ def read_model(source: Path) -> ModelFiles:
     if sentence:
         refuse_processors(base)
     if "config.json" not in files:
-        raise ModelError(f"{base} has no config.json")
+        raise ModelError(f"{base} has no config.json: name the folder that has it, beside model.safetensors")
     config = parse_json(files["config.json"], "config.json")
     family = family_of(config)
     sidefiles.check("config.json", config, {**sidefiles.CONFIG, **family.keys}, nulls=True)

@@ -13,13 +13,15 @@ from hepti_mpi.models.spec import ModelSpec, keeping, reduced
 class ModelFiles:
     """A model that can be written into a store.
 
-    `files`: the small files that a run needs, by name. `source_hash`: of all that decides an answer, see identity.py.
+    `files`: the small files that a run needs, by name. `source_hash`: of all that decides an answer, see identity.py. `rounded`: formats of
+    fewer bits that its numbers were in, in words; empty where they were in none.
     """
 
     spec: ModelSpec
     files: dict[str, bytes]
     source_hash: str
     stream: Callable[[], Iterator[tuple[str, np.ndarray]]] = field(repr=False)
+    rounded: str = ""
 
     def weights(self) -> Iterator[tuple[str, np.ndarray]]:
         """Yield (name, float32 C-contiguous array) of every weight in the order of the store, one in memory at a time."""
