@@ -4,7 +4,7 @@ what float32 answers. Knows operations and their formulas; knows no format, no f
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,7 +70,7 @@ class Accuracy:
     divergence: float | None = None
     perplexity: float | None = None
     exact_perplexity: float | None = None
-    against: str | None = None
+    against: str | None = field(default=None, kw_only=True)
 
     @property
     def error(self) -> float:
