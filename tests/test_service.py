@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import http.client
 import json
 import os
@@ -125,6 +126,13 @@ def test_a_body_that_is_too_large_is_not_read(sentences):
         for _ in range(1000):
             link.sendall(b"100000\r\n" + b"a" * (1 << 20) + b"\r\n")
     link.close()
+
+
+def test_a_compressed_body_is_said_to_be_one(sentences):
+    """It was no JSON, with byte 0x8b in position 1."""
+    status, answer, _ = sentences.call("POST", "/v1/embeddings", gzip.compress(b'{"input": "a"}'), {"Content-Encoding": "gzip"})
+    assert status == 415 and "leave out Content-Encoding" in answer["error"]["message"]
+    assert sentences.call("POST", "/embed", b'{"inputs": "a"}', {"Content-Encoding": "identity"})[0] == 200
 
 
 def test_models_health_and_metrics(sentences):

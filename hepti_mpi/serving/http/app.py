@@ -144,7 +144,7 @@ class Api:
                 response = Response(status_code=499)  # nobody reads it
             except Exception as error:
                 refused = self._refused(path, error)
-                unread = {"Connection": "close"} if refused.status in (408, 413) else {}  # what is left of a body is not waited for
+                unread = {"Connection": "close"} if refused.status in (408, 413, 415) else {}  # what is left of a body is not waited for
                 response = Document(refused.document(), refused.status, refused.headers() | unread)
             finally:
                 if isinstance(response, Growing):
@@ -211,6 +211,9 @@ class Api:
 
     async def _body(self, request: Request) -> bytes:
         """Return the body, which counts as held until the caller says otherwise. Raises Refused."""
+        coding = request.headers.get("content-encoding", "") or "identity"
+        if coding != "identity":
+            raise Refused(415, f"the body is sent as {coding[:60]}, it is taken as it is: leave out Content-Encoding")
         length = request.headers.get("content-length", "0")
         if length.isdigit() and int(length) > LARGEST_BODY:
             raise Refused(413, f"the body has {length} bytes, at most {LARGEST_BODY} are taken")

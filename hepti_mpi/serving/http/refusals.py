@@ -7,11 +7,11 @@ from hepti_mpi.serving.asking import NoText
 
 TYPES = {
     400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 405: "invalid_request_error",
-    413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error", 501: "not_supported_error",
-    503: "service_unavailable_error", 504: "timeout_error",
+    408: "timeout_error", 413: "invalid_request_error", 415: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error",
+    501: "not_supported_error", 503: "service_unavailable_error", 504: "timeout_error",
 }  # fmt: skip
 CODES = {401: "invalid_api_key", 413: "too_large", 422: "invalid_value", 429: "rate_limit_exceeded", 501: "not_supported"}
-CODES |= {503: "not_ready", 504: "timeout"}
+CODES |= {408: "timeout", 415: "not_supported", 503: "not_ready", 504: "timeout"}
 
 
 class Refused(HeptiError):
