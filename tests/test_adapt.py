@@ -239,6 +239,27 @@ def test_decisions_say_when_why_and_what_came_of_it():
     assert item["from"] != item["to"]
 
 
+def test_a_wire_by_layer_is_planned_with_and_what_changes_too_much_is_said():
+    """What is planned later may send what the first plan did, or float32; of another wire nobody knows what it changes."""
+    mixed, fewer = (("float16",) * count + ("int8",) * (SPEC.layers - count) for count in (5, 8))
+    profile = cluster((20.0, 12.0, 6.0), mbit=25)
+    plan = choose(SPEC, "x", profile, replace(REQUEST, wires=("float32", mixed))).chosen.plan
+    assert plan.wire == mixed
+    world = World(profile=profile)
+    world.plan, world.adapter = plan, Adapter(Start(SPEC, "x", profile, "hepti", REQUEST, plan), 0.5, world.said.append)
+    world.adapter.adviser = Now()
+    world.go(100)
+    assert world.plan == plan and not world.said
+    world.reality = scaled(profile, [1, 1, 4])
+    world.go(200)
+    assert world.plan != plan and world.plan.wire == mixed and world.now() < priced(plan, world.reality).seconds
+    del world.said[:]
+    before = world.plan.hash
+    world.adapter.swapped(0.4, 0.3, fewer)
+    less = f"int8 on the wire in 7 of 12 layers changes results of plan {before} by more than is allowed: int8 in 4 of 12 layers is used"
+    assert world.said == [less] and world.adapter.plan.wire == fewer and world.adapter.request.wires == ("float32", fewer)
+
+
 def test_two_ranks_of_which_one_has_no_part_answer():
     """What is looked at of the idle one's link is the whole cluster's, and must not go on for ever."""
     world = World(profile=cluster((20.0, 1.0), mbit=2.0))

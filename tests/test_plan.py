@@ -5,7 +5,7 @@ from layers import sized
 
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.program.plan import Plan, check, granules_fit
+from hepti_mpi.program.plan import Plan, check, granules_fit, in_words, kind_of, wire_of
 
 SPEC = sized(random_model("tiny-bert").spec, ffn=131)  # columns in granules of 2
 TENSOR, SEQUENCE, LEFT, RIGHT = ("heads", "columns"), ("rows", "rows"), ("heads", "rows"), ("rows", "columns")
@@ -13,6 +13,7 @@ ALLTOALL, RECOMPUTE, LOCAL = ("alltoall", "rows"), ("recompute", "rows"), ("loca
 PLAN = Plan("tiny-bert", "hash", (TENSOR,) * 3, (4, 0, 3), (64, 67, 0), (5, 0, 4), ("a", "b", "c"), ("packed", "mapped", "packed"),
             predicted_seconds=0.25)  # fmt: skip
 TILED = replace(PLAN, reduction="reduce_scatter", collectives="own", wire="float16", tiles=((3, 0, 1), (2, 0, 3)))
+MIXED = replace(TILED, wire=("float16", "int8", "int8"))
 
 
 def test_properties():
@@ -64,7 +65,7 @@ def test_whole_requests(lengths, expected):
 @pytest.mark.parametrize("change", [
     {"model": "other"}, {"source_hash": "other"}, {"layers": (TENSOR, TENSOR, SEQUENCE)}, {"heads": (3, 1, 3)}, {"columns": (66, 65, 0)},
     {"rows": (4, 1, 4)}, {"hosts": ("a", "b", "d")}, {"weights_mode": ("packed",) * 3}, {"reduction": "reduce_scatter"},
-    {"collectives": "own"}, {"wire": "float16"}, {"tiles": ((5, 0, 4),)}, {"tiles": ((5, 0, 0), (0, 0, 4))},
+    {"collectives": "own"}, {"wire": "float16"}, {"wire": MIXED.wire}, {"tiles": ((5, 0, 4),)}, {"tiles": ((5, 0, 0), (0, 0, 4))},
     {"prompt_tiles": 2},
 ])  # fmt: skip
 def test_the_hash_is_of_all_that_is_done(change):
@@ -81,6 +82,7 @@ def test_check_accepts():
     check(replace(PLAN, tiles=(PLAN.rows,)), SPEC, "hash", 3)  # one tile is none
     check(replace(PLAN, prompt_tiles=4), SPEC, "hash", 3)
     check(TILED, SPEC, "hash", 3)
+    check(MIXED, SPEC, "hash", 3)
     check(replace(TILED, tiles=((5, 0, 0), (0, 0, 4), (0, 0, 0))), SPEC, "hash", 3)
     check(replace(TILED, tiles=(), layers=(ALLTOALL, RIGHT, RECOMPUTE)), SPEC, "hash", 3)
     check(replace(TILED, layers=(RECOMPUTE, SEQUENCE, RECOMPUTE), heads=(0,) * 3, columns=(0,) * 3, reduction="allreduce"), SPEC, "hash", 3)
@@ -103,6 +105,9 @@ REFUSED = [
     ({"reduction": "guess"}, "reduction 'guess', expected allreduce or reduce_scatter"),
     ({"collectives": "yours"}, "collectives 'yours', expected mpi or own"),
     ({"wire": "float8"}, "wire 'float8', expected float32 or float16 or int8"),
+    ({"wire": ("int8", "float32", "float8")}, "wire 'float8', expected float32 or float16 or int8"),
+    ({"wire": ("int8", "float32")}, "a wire for 2 layers and 3 layers"),
+    ({"wire": MIXED.wire}, "needs collectives 'own'"),
     ({"layers": (ALLTOALL, RECOMPUTE, RIGHT), "heads": (0,) * 3}, "the plan has 0 heads, model tiny-bert has 7"),
     ({"layers": (RECOMPUTE, RIGHT, RIGHT)}, "the plan has 7 heads"),  # which no layer divides
     ({"tiles": ((5, 0), (0, 4))}, "tiles do not add up"),
@@ -128,6 +133,22 @@ REFUSED = [
 def test_check_refuses(change, words):
     with pytest.raises(PlanError, match=words):
         check(replace(PLAN, **change), SPEC, "hash", 3)
+
+
+def test_the_wire_of_each_layer():
+    assert PLAN.wires == ("float32",) * 3 and TILED.wires == ("float16",) * 3 and MIXED.wires == MIXED.wire
+    assert (PLAN.shortest, TILED.shortest, MIXED.shortest) == ("float32", "float16", "int8")
+    assert wire_of(TILED.wires) == TILED.wire and wire_of(list(MIXED.wires)) == MIXED.wire
+    assert replace(TILED, wire=wire_of(["float16"] * 3)).hash == TILED.hash
+
+
+@pytest.mark.parametrize("wire, words, kind", [
+    ("float32", "float32", ""), ("int8", "int8", ", int8 wire"), (MIXED.wire, "int8 in 2 of 3 layers", ", int8 wire in 2 of 3 layers"),
+    (("float32", "float32", "float16"), "float16 in 1 of 3 layers", ", float16 wire in 1 of 3 layers"),
+])  # fmt: skip
+def test_a_wire_in_words(wire, words, kind):
+    assert "".join(in_words(wire)) == words
+    assert kind_of(replace(TILED, wire=wire)) == f"heads/columns x3, 2 tiles{kind}".replace(" x3", "")
 
 
 def test_check_names_both_rank_counts():

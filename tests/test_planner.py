@@ -3,7 +3,7 @@
 import re
 import time
 from dataclasses import replace
-from itertools import combinations
+from itertools import combinations, product
 
 import numpy as np
 import pytest
@@ -21,12 +21,12 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
 from hepti_mpi.planning.request import Exchange, Request
-from hepti_mpi.planning.search import AS_GOOD, LEANER, MUCH_LESS, _Search, again, choose
+from hepti_mpi.planning.search import AS_GOOD, LEANER, MUCH_LESS, _Search, again, choose, costs_of
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.walk import Walk
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.plan import Plan, check, kind_of
+from hepti_mpi.program.plan import Plan, check, kind_of, wire_of
 from hepti_mpi.weights.slices import Part
 
 LARGE = random_model("bert-large").spec
@@ -227,6 +227,26 @@ def test_a_short_wire_is_taken_where_it_pays(mbit):
     assert (short.plan.wire == "float16" and short.price.seconds < 0.97 * exact.price.seconds) is (mbit < 100)
 
 
+def test_a_wire_by_layer_is_searched_with_and_priced_between():
+    """By one search with plans of float32, equal prices among them; in more layers int8 takes less, as long as it pays in all of them."""
+    profile = cluster((8, 12, 16), mbit=40, latency=1e-5)
+    wires = ["float16", ("float16",) * (SHORT.layers - 2) + ("int8",) * 2, ("float16",) + ("int8",) * (SHORT.layers - 1), "int8"]
+    found = [decide(SHORT, profile, 96, wires=("float32", wire), layout=("alltoall", "rows")).chosen for wire in wires]
+    assert [one.plan.wire for one in found] == wires
+    assert [one.price.seconds for one in found] == sorted((one.price.seconds for one in found), reverse=True)
+    assert [one.price.bytes for one in found] == sorted((one.price.bytes for one in found), reverse=True)
+    whole = decide(SHORT, cluster((12,) * 4, mbit=20), 160, attended=20, wires=("float32", wires[1])).chosen
+    assert set(whole.plan.layers) == {("local", "rows")}  # which sends nothing between: as soon with any wire
+    like = found[0].plan
+    costs = costs_of(SHORT, profile, Request(96), like)
+    for mixed in map(wire_of, product(("float32", "int8"), ("float16", "int8"), repeat=2)):
+        plan = replace(like, wire=mixed)
+        (priced,) = costs.candidates([plan])
+        exact = Pricer(SHORT, profile, 96).price(make_program(SHORT, plan), plan)
+        assert (priced.price.seconds, priced.price.bytes) == (pytest.approx(exact.seconds, rel=0.01), pytest.approx(exact.bytes, abs=20))
+        assert isinstance(mixed, str) or priced.price.seconds == exact.seconds
+
+
 def test_whole_requests_stay_on_a_rank_where_the_link_is_slow():
     profile = cluster((12, 12, 12, 12), mbit=20)
     decision = decide(SHORT, profile, 160, attended=20)
@@ -251,7 +271,8 @@ def some_plans(seed, head_start=0.0):
     plans = []
     for layout in LAYOUTS:
         plan = search.planned((layout,) * spec.layers, tuple(range(ranks)), OWN)
-        plans += [plan, replace(plan, wire="float16"), *(refinement.tilings([plan], count).at(0) for count in (2, 4))]
+        mixed = replace(plan, wire=("float16",) * 5 + ("int8",) * (spec.layers - 5))
+        plans += [plan, replace(plan, wire="float16"), mixed, *(refinement.tilings([plan], count).at(0) for count in (2, 4))]
         if layout[0] in ("heads", "rows"):
             plans.append(replace(plan, collectives="mpi", reduction="allreduce"))
     return search, plans

@@ -39,6 +39,7 @@ MODES = [  # reduction, collectives, tiles, wire
     ("reduce_scatter", "own", "two", "float32"), ("reduce_scatter", "own", "some ranks missing", "float32"),
     ("reduce_scatter", "own", "none", "float16"), ("reduce_scatter", "own", "two", "float16"),
     ("allreduce", "own", "some ranks missing", "float16"), ("reduce_scatter", "own", "two", "int8"),
+    ("reduce_scatter", "own", "two", ("int8", "float32", "float16")),
 ]  # fmt: skip
 TILED, SHORT = MODES[3], MODES[6]
 SHARES = [
@@ -331,6 +332,23 @@ def test_mixes_of_layouts_over_the_layers(mode):
     for number, layers in enumerate(latin([pair for pair in PAIRS if possible([pair], mode)])):
         name = MODELS[number // 3 % 2]
         compare(name, plan_of(model_of(name)[0], layers, (5, 1, 1, 1), (1, 0, 2, 4), (1, 3, 0, 1), mode))
+
+
+@pytest.mark.parametrize("pair, exchanges", [
+    (("heads", "columns"), 4), (("heads", "rows"), 2), (("rows", "rows"), 1), (("rows", "columns"), 3), (("alltoall", "rows"), 3),
+    (("recompute", "rows"), 1),
+])  # fmt: skip
+@pytest.mark.parametrize("name", MODELS)
+def test_every_exchange_has_the_type_of_its_layer(name, pair, exchanges):
+    """With what brings rows together for a block: of the one before, but for the first. The input and the result are float32."""
+    spec, _ = model_of(name)
+    plan = plan_of(spec, (pair,) * 3, (1, 2), (1, 2), (1, 2), MODES[-1])
+    steps = [step for step in make_program(spec, plan) if isinstance(step, Sync) and step.tile == 0]
+    found = [step.wire for step in steps if step.kind not in OUTER]
+    expected = [wire for wire in plan.wires for _ in range(exchanges)]
+    if pair[0] == "heads":  # behind the last layer nobody wants all rows
+        expected = [plan.wires[0], *expected[:-1]]
+    assert found == expected and {step.wire for step in steps if step.kind in OUTER} == {"float32"}
 
 
 @pytest.mark.parametrize("heads, columns, rows", [
@@ -714,6 +732,7 @@ def test_live_values_never_share_a_buffer():
             assert clashes(program, numbers) == []
             assert len({(numbers[n], values[n]) for n in numbers}) == len(set(numbers.values())), "one number, two shapes"
             tiles, most = len({step.tile for step in program} - {None}), 36 if mode[3] == "int8" else 24  # numbers travel with their scales
+            most += 24 * (mode is MODES[-1])  # of each type
             assert len(set(numbers.values())) <= most * tiles  # however many layers: they are used again
 
 
@@ -731,6 +750,7 @@ def test_buffers_do_not_grow_with_the_layers():
         used = []
         for layers in (7, 9):
             deep = replace(spec, layers=layers)
-            program = make_program(deep, plan_of(deep, (pair,) * layers, (1, 1), (1, 1), (1, 1), mode))
+            wires = mode[3] if isinstance(mode[3], str) else (*mode[3], *mode[3], *mode[3])[:layers]  # of three layers
+            program = make_program(deep, plan_of(deep, (pair,) * layers, (1, 1), (1, 1), (1, 1), (*mode[:3], wires)))
             used.append(len(set(buffers(Laid(program)).values())))
         assert used[0] == used[1]

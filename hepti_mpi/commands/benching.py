@@ -271,7 +271,7 @@ def show(
     from hepti_mpi.tuning import comparison
 
     machine, store = bench.machine, bench.store
-    wires = sorted({sample.part.plan.wire for sample in samples.values()})  # settling may have changed it
+    wires = sorted({sample.part.plan.shortest for sample in samples.values()})  # settling may have changed it
     plans = [sample.part.plan for sample in samples.values()]
     profile = soonest([profile, *(sample.profile for sample in samples.values() if sample.profile)])  # no price is below the bound by it
     bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}

@@ -266,7 +266,7 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
             type=Within(0, 1),
             default=0.0,
             show_default=True,
-            help="Allow float16 or int8 on the wire if no value of the result changes by more; 0 is exact.",
+            help="Allow float16 or int8 on the wire, in as many layers as change no value of the result by more; 0 is exact.",
         ),
     ):
         command = option(command)

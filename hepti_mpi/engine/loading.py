@@ -7,9 +7,10 @@ Every stage ends with all ranks agreeing that it worked, so that an error on one
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import WIRES, Plan, wire_of
 from hepti_mpi.program.steps import Program
 from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.slices import Part
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hepti_mpi.planning.price import Price
 
 R = TypeVar("R")
+PARTS = 8  # of the layers: smaller ones are not tried with a type of their own on the wire
 ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
 
 
@@ -71,17 +73,23 @@ class Ready:
 
 @patiently
 def decide(
-    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request, known: Plan | None = None
 ) -> tuple[Plan, Decision | None]:  # fmt: skip
-    """Return the plan of a method of rank 0's planner on every rank and, on rank 0, what it was chosen from. Collective.
+    """Return the plan of a method of rank 0's planner, or one that is `known` where that promises to be sooner, on every rank and, on
+    rank 0, what it was chosen from. Collective.
 
     Raises: CapacityError, on every rank, when no plan fits.
     """
 
     def chosen() -> Decision:
-        from hepti_mpi.planning import methods  # a fifth of what there is, which other ranks need not import
+        from hepti_mpi.planning import methods, search, sharing  # a fifth of what there is, which other ranks need not import
 
-        return methods.decide(method, store.spec, store.source_hash, profile, request)
+        found = methods.decide(method, store.spec, store.source_hash, profile, request)
+        if known is None:
+            return found
+        costs = search.costs_of(store.spec, profile, request, known)
+        every = [found.chosen, *filter(costs.fits, costs.candidates([known]))]
+        return replace(found, chosen=min(every, key=lambda one: sharing.preference(profile, [one])))
 
     document, found = agreed(machine, chosen, lambda decision: decision.chosen.plan.to_json())
     return plans.from_json(document), found[0] if found else None
@@ -151,34 +159,84 @@ def swap(ready: Ready, plan: Plan, price: "Price | None" = None, make_room: bool
 
 
 def within(ready: Ready) -> tuple[Ready, float]:
-    """Return what is ready knowing what its wire changes; with float32 there where that is more than its tolerance. Collective.
+    """Return what is ready knowing what its wire changes; where that is more than its tolerance, with the shortest type that travels in
+    some layers only, as many as do not change more, and the next longer one in the others. Collective.
 
-    Return also the largest change that was found.
+    Return also the largest change that was found of the wire as it was.
     """
-    error = wire_error(ready, ready.plan.planned_rows)
+    if ready.plan.wire == WIRES[0]:
+        return replace(ready, wire_error=0.0), 0.0
+    exact = Exact(ready, ready.plan.planned_rows)
+    error = exact.error(ready)
     if error <= ready.tolerance:  # which a result that is no number does not pass
         return replace(ready, wire_error=error), error
-    return replace(swap(ready, replace(ready.plan, wire="float32", predicted_seconds=None)), wire_error=0.0), error
+    found, wires = _ByLayer(ready, exact), ready.plan.wires
+    for longer, short in reversed([*pairwise(WIRES)]):
+        places = [place for place, one in enumerate(wires) if one == short]
+        wires = tuple(longer if one == short else one for one in wires)
+        if places and (longer == WIRES[0] or found.takes(wires)):
+            found.shorten(places, short, too_many=True)
+            break
+    return replace(swap(ready, replace(ready.plan, wire=wire_of(found.wires), predicted_seconds=None)), wire_error=found.error), error
+
+
+class _ByLayer:
+    """The types that travel in each layer, as short as they were found to change results by no more than the tolerance of what is `ready`:
+    float32 to begin with, which changes nothing."""
+
+    def __init__(self, ready: Ready, exact: "Exact") -> None:
+        self.ready, self.exact = ready, exact
+        self.wires, self.error = (WIRES[0],) * len(ready.plan.layers), 0.0
+
+    def takes(self, wires: tuple[str, ...]) -> bool:
+        """Take these instead, if they do not change too much; tell whether. Collective."""
+        error = self.exact.error(swap(self.ready, replace(self.ready.plan, wire=wire_of(wires))))
+        if error <= self.ready.tolerance:
+            self.wires, self.error = wires, error
+        return error <= self.ready.tolerance
+
+    def shorten(self, places: Sequence[int], short: str, too_many: bool = False) -> bool:
+        """Let a short type travel in layers at `places`: in all, or else in as many of each half; tell whether in all. `too_many`: it is
+        known that not in all. Some layers change results ten times as much as others, wherever they are. Collective."""
+        if not too_many and self.takes(tuple(short if place in places else one for place, one in enumerate(self.wires))):
+            return True
+        half = len(places) // 2
+        if half * PARTS >= len(self.wires):
+            every = self.shorten(places[:half], short)
+            self.shorten(places[half:], short, too_many=every)
+        return False
 
 
 def wire_error(ready: Ready, rows: int) -> float:
-    """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective.
+    """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective."""
+    return 0.0 if ready.plan.wire == "float32" else Exact(ready, rows).error(ready)
 
-    The inputs are those that are built in, as many as have `rows` rows: numbers of real ones differ more in size than random ones.
+
+class Exact:
+    """The last hidden state of built-in inputs with float32 on the wire, to compare plans with that differ from it in that only.
+
+    The inputs are as many as have `rows` rows: numbers of real ones differ more in size than random ones.
     """
-    world = ready.machine.world
-    if ready.plan.wire == "float32":
-        return 0.0
-    exact = swap(ready, replace(ready.plan, wire="float32"))
-    lengths, embedded = _built_in(ready.store, rows) if world.rank == 0 else ([], None)
-    lengths, results = world.from_root(lengths), []
-    for engine in (ready.engine, exact.engine):
-        hidden = engine.run(tuple(lengths), embedded)
-        results.append(None if hidden is None else hidden.copy())
-    world.barrier()
-    exact.engine.close()
-    one, other = results
-    return float(world.from_root(None if one is None or other is None else float(np.abs(one - other).max())))
+
+    def __init__(self, ready: Ready, rows: int) -> None:
+        """Collective. What is ready can be used as before."""
+        self.world = ready.machine.world
+        lengths, embedded = _built_in(ready.store, rows) if self.world.rank == 0 else ([], None)
+        self.embedded = embedded
+        self.lengths = tuple(self.world.from_root(lengths))
+        self.hidden = self._answer(swap(ready, replace(ready.plan, wire="float32")))
+
+    def error(self, ready: Ready) -> float:
+        """Return the largest difference of a number when `ready` answers, which can be used as before. Collective."""
+        found, exact = self._answer(ready), self.hidden
+        return float(self.world.from_root(None if found is None or exact is None else float(np.abs(found - exact).max())))
+
+    def _answer(self, ready: Ready) -> np.ndarray | None:
+        hidden = ready.engine.run(self.lengths, self.embedded)
+        hidden = None if hidden is None else hidden.copy()
+        self.world.barrier()  # before buffers are given up that others may still read
+        ready.engine.close()
+        return hidden
 
 
 def _built_in(store: Store, rows: int) -> tuple[list[int], np.ndarray]:

@@ -54,7 +54,8 @@ def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: R
     request = replace(request, strategy="auto", layout=None, shares=None)
     found = choose(spec, source_hash, profile, request, Freely).chosen
     pricer = Freely(spec, profile, request.rows, request.attended)
-    every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in known if plan.wire in request.wires)]
+    allowed = [plan for plan in known if plan.shortest in request.wires]
+    every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in allowed)]
     perfect = perfect_seconds(spec, source_hash, profile, request)  # a host alone may have been measured as slower than its ranks
     return Bound(min(every), min(perfect, *every))
 

@@ -17,9 +17,10 @@ from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.grouping import shared
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import Plan, wire_of
 from hepti_mpi.program.steps import Program
 
+Layer = tuple[tuple[str, str], str]  # what a plan says of one: its layout, and the type that travels
 STEADY = (2, 4)  # layers of the programs that uniform ones are priced by: two by two, layers but the first take equally long
 
 
@@ -33,6 +34,10 @@ def steady(spec: ModelSpec) -> tuple[int, ...]:
         if few + period < every and order[few:-period] == order[few + period :]:
             return few, few + period
     return ()
+
+
+def _layers(plan: Plan) -> tuple[Layer, ...]:
+    return tuple(zip(plan.layouts, plan.wires))
 
 
 @dataclass(frozen=True)
@@ -106,28 +111,29 @@ class Costs:
 
     def programs(self, plan: Plan) -> list[Program]:
         """Return the steps of `plan`, or of its first layers where the others repeat them."""
-        return [self._made(plan, plan.layouts[:depth]) for depth in self._depths(plan)]
+        return [self._made(plan, _layers(plan)[:depth]) for depth in self._depths(plan)]
 
     def _depths(self, plan: Plan) -> tuple[int, ...]:
         """Return how many layers each of those programs has."""
-        return self.steady if self.steady and len(set(plan.layouts)) == 1 else (self.spec.layers,)
+        return self.steady if self.steady and len(set(_layers(plan))) == 1 else (self.spec.layers,)
 
     def widths(self, plan: Plan) -> tuple[float, float]:
-        """Return the widths of the buffers of `plan`, which a few layers of each layout tell where the others repeat them."""
-        runs = [tuple(run) for _, run in groupby(plan.layouts)]
+        """Return the widths of the buffers of `plan`, which a few layers of each kind tell where the others repeat them."""
+        runs = [tuple(run) for _, run in groupby(_layers(plan))]
         if len(runs) > 1 and len(self.spec.kinds) < 2:
             program = self._made(plan, tuple(chain.from_iterable(run[: STEADY[1]] for run in runs)))
         else:
-            program = self._made(plan, plan.layouts[: self._depths(plan)[-1]])
+            program = self._made(plan, _layers(plan)[: self._depths(plan)[-1]])
         if id(program) not in self.known_widths:
             self.known_widths[id(program)] = activation_widths(self.pricer.laid_out(program))
         return self.known_widths[id(program)]
 
-    def _made(self, plan: Plan, layers: tuple[tuple[str, str], ...]) -> Program:
+    def _made(self, plan: Plan, layers: tuple[Layer, ...]) -> Program:
         """Return the steps of some layers of `plan`. They depend on the shares only in whether one rank has all."""
-        key = layers, *self._key(plan)[1:]
+        key = layers, plan.reduction, plan.collectives, len(plan.tiles)
         if key not in self.made:
-            self.made[key] = make_program(self.spec, replace(plan, layers=layers))
+            layouts, wires = zip(*layers)
+            self.made[key] = make_program(self.spec, replace(plan, layers=layouts, wire=wire_of(wires)))
         return self.made[key]
 
     @staticmethod
@@ -163,7 +169,7 @@ class Costs:
     def whole(self, plan: Plan) -> Candidate:
         """Price a plan by all of its layers."""
         if plan not in self.wholes:
-            (self.wholes[plan],) = self._candidates([plan], [self.pricer.price(self._made(plan, plan.layouts), plan)])
+            (self.wholes[plan],) = self._candidates([plan], [self.pricer.price(self._made(plan, _layers(plan)), plan)])
         return self.wholes[plan]
 
     def _candidates(self, plans: Sequence[Plan], prices: Sequence[Price]) -> Iterator[Candidate]:

@@ -39,7 +39,7 @@ NEAR_BEST = 2  # candidates that are climbed by several moves at once
 def order(candidate: Candidate) -> tuple[object, ...]:
     """Return what sorts candidates, soonest first and few ranks before many."""
     plan = candidate.plan
-    kind = plan.layers, plan.collectives, plan.wire
+    kind = plan.layers, plan.collectives, plan.wires
     return candidate.price.seconds, len(plan.active), kind, plan.tiles, plan.rows, plan.heads, plan.columns  # its hash is slow
 
 

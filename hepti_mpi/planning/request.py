@@ -8,6 +8,7 @@ from hepti_mpi.models.formats import F32, FORMATS, Format
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.memory import FULL
+from hepti_mpi.program.plan import Wire
 from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ class Request:
     `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.
 
     `strategy`: auto, tensor, hybrid or sequence; `layout`: a forced (attention, mlp) layout; `mode`: packed, mapped or auto.
-    `wires`: types that may travel between layers.
+    `wires`: what may travel, each as of a plan's `wire`.
     `prepacked`: whether ranks keep mapped weights as kernels read them, in files of their own.
 
     `kept`: rows whose keys and values stay with who has their heads, of texts under way, whose words are divided as columns are; None: not
@@ -38,7 +39,7 @@ class Request:
     shares: tuple[float, ...] | None = None
     limits: tuple[int, ...] | None = None
     mode: str = "auto"
-    wires: tuple[str, ...] = ("float32",)
+    wires: tuple[Wire, ...] = ("float32",)
     kept: int | None = None
     cache: str = FULL
     prompt: int = 0
@@ -70,7 +71,7 @@ class Exchange(NamedTuple):
 
     reduction: str
     collectives: str
-    wire: str = "float32"
+    wire: Wire = "float32"
 
 
 MPI = Exchange("allreduce", "mpi")

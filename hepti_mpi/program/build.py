@@ -26,6 +26,7 @@ def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Progr
     builder.start()
     every = [(layer, kind) for layer in plan.numbers for kind in KINDS]
     for place, (layer, kind) in enumerate(every):
+        builder.wire = plan.wires[layer - plan.first]
         following = every[place + 1] if place + 1 < len(every) else None
         if not spec.layer(layer).parallel:
             builder.block(layer, kind)
@@ -52,6 +53,7 @@ class _Builder:
         self.steps: list[Step] = []
         self.versions: dict[str, int] = {}
         self.fenced = False
+        self.wire = plan.wires[0]  # of the layer under way: of its exchanges, and of those that bring what it made to the next
         self.x = self.y = self.p = ""
         self.x_at = self.y_at = self.p_at = "full"
 
@@ -89,15 +91,15 @@ class _Builder:
     def sync(self, kind: str, values: tuple[str, ...], roles: str, width: int | None = None) -> tuple[str, ...]:
         """Append an exchange of values of `width` numbers in a row, None: as many as the residual has; return what comes of it."""
         width = width or self.spec.hidden
-        if kind in ("allgatherv", "to_heads", "to_rows", "reduce_scatter") and self.plan.wire != "float32":
+        if kind in ("allgatherv", "to_heads", "to_rows", "reduce_scatter") and self.wire != "float32":
             return self.short(kind, values, roles, width)
         targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
         self.steps.append(Sync(kind, values, targets, width=width))
         return targets
 
     def short(self, kind: str, values: tuple[str, ...], roles: str, width: int) -> tuple[str, ...]:
-        """Exchange in the plan's short type; of a sum the own term stays float32, and so does what is added to it."""
-        wire, (have, want) = self.plan.wire, EXCHANGES[kind]
+        """Exchange in the layer's short type; of a sum the own term stays float32, and so does what is added to it."""
+        wire, (have, want) = self.wire, EXCHANGES[kind]
         scales = math.gcd(width, self.spec.kv_heads) if wire == "int8" else 0
         parts = ("short", "scale") if scales else ("short",)
         cut, came = (tuple(self.new(part) for _ in values for part in parts) for _ in range(2))

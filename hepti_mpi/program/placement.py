@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,8 @@ class Placement:
 
     @property
     def rounding(self) -> tuple[str, ...]:
-        """The types of what travels in it that round values, each once."""
-        return tuple(sorted({stage.plan.wire for stage in self.stages} - {WIRES[0]}))
+        """What travels in it that rounds values, in words, each once."""
+        return tuple(sorted({_runs(stage.plan) for stage in self.stages} - {WIRES[0]}))
 
     def place(self, rank: int) -> tuple[int, int] | None:
         """Return the number of a rank's first team and that of its stage in it, None where it is in none."""
@@ -132,6 +133,10 @@ class Placement:
     def to_json(self) -> dict[str, Any]:
         teams = [[{"members": stage.members, "plan": stage.plan.to_json()} for stage in team.stages] for team in self.teams]
         return {"format": FORMAT, "format_version": FORMAT_VERSION, "hash": self.hash, "teams": teams}
+
+
+def _runs(plan: Plan) -> str:
+    return plan.wire if isinstance(plan.wire, str) else " + ".join(f"{one} x{len([*run])}" for one, run in groupby(plan.wire))
 
 
 def whole(plan: Plan) -> Placement:

@@ -17,6 +17,7 @@ LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "ml
 REDUCTIONS = ("allreduce", "reduce_scatter")
 COLLECTIVES = ("mpi", "own")
 WIRES = ("float32", "float16", "int8")
+Wire = str | tuple[str, ...]  # one type of WIRES for all layers, or, where they differ, one for each
 MOST_PROMPT_TILES, LEAST_TILE_ROWS = 4, 16
 WHOLE = ("local", "rows")  # the layout in which nothing travels
 
@@ -32,8 +33,8 @@ class Plan:
     `weights_mode`: per rank "packed" or "mapped".
     `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
     `collectives`: "mpi": MPI's own, each waited for before the next step; "own": messages that travel while ranks compute.
-    `wire`: what travels between layers: "float32"; "float16", which halves the bytes and rounds; or "int8" with a scale for each row of
-    each head's width, about a quarter of them.
+    `wire`: what travels within a layer and from it to the next: "float32"; "float16", which halves the bytes and rounds; or "int8" with a
+    scale for each row of each head's width, about a quarter of them. One type for all layers, or one for each.
     `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
     `prompt_tiles`: of a plan for texts, into how many tiles a piece of a prompt is cut, whose sums travel while others are computed.
 
@@ -52,7 +53,7 @@ class Plan:
     weights_mode: tuple[str, ...]
     reduction: str = "allreduce"
     collectives: str = "mpi"
-    wire: str = "float32"
+    wire: Wire = "float32"
     tiles: tuple[tuple[int, ...], ...] = ()
     first: int = 0
     prompt_tiles: int = 1
@@ -85,6 +86,16 @@ class Plan:
     def layouts(self) -> tuple[tuple[str, str], ...]:
         """The layouts that its layers come to: a rank that has nobody to divide them with keeps requests whole, whatever `layers` says."""
         return (WHOLE,) * len(self.layers) if not self.divided else self.layers
+
+    @cached_property
+    def wires(self) -> tuple[str, ...]:
+        """The type that travels, by layer."""
+        return (self.wire,) * len(self.layers) if isinstance(self.wire, str) else self.wire
+
+    @property
+    def shortest(self) -> str:
+        """The shortest type that travels in one of its layers."""
+        return max(self.wires, key=WIRES.index)
 
     @property
     def keeps_requests(self) -> bool:
@@ -147,10 +158,24 @@ def kind_of(plan: Plan) -> str:
     runs = {layout: plan.layers.count(layout) for layout in dict.fromkeys(plan.layers)}
     layouts = " + ".join(f"{'/'.join(layout)}" + (f" x{count}" if len(runs) > 1 else "") for layout, count in runs.items())
     tiles = f", {len(plan.tiles)} tiles" if len(plan.tiles) > 1 else ""
-    wire = f", {plan.wire} wire" if plan.wire != "float32" else ""
+    short, where = in_words(plan.wire)
+    wire = f", {short} wire{where}" if short != WIRES[0] else ""
     if plan.prompt_tiles > 1:
         return f"{layouts}, prompts in {plan.prompt_tiles} tiles"
     return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
+
+
+def wire_of(types: Sequence[str]) -> Wire:
+    """Return the wire by which such types travel, layer by layer."""
+    return types[0] if len(set(types)) == 1 else tuple(types)
+
+
+def in_words(wire: Wire) -> tuple[str, str]:
+    """Return the shortest type of a wire and in which of the layers it travels: " in 14 of 24 layers", or "" where that is all of them."""
+    if isinstance(wire, str):
+        return wire, ""
+    short = max(wire, key=WIRES.index)
+    return short, f" in {wire.count(short)} of {counted(len(wire), 'layers')}"
 
 
 def from_json(data: dict[str, Any]) -> Plan:
@@ -160,7 +185,7 @@ def from_json(data: dict[str, Any]) -> Plan:
         layers=tuple((str(a), str(m)) for a, m in data["layers"]),
         heads=_counts(data["heads"]), columns=_counts(data["columns"]), rows=_counts(data["rows"]),
         hosts=tuple(str(h) for h in data["hosts"]), weights_mode=tuple(str(m) for m in data["weights_mode"]),
-        reduction=str(data["reduction"]), collectives=str(data["collectives"]), wire=str(data["wire"]),
+        reduction=str(data["reduction"]), collectives=str(data["collectives"]), wire=_wire(data["wire"]),
         tiles=tuple(_counts(tile) for tile in data["tiles"]), first=_counts([data["first"]])[0],
         prompt_tiles=_counts([data.get("prompt_tiles", 1)])[0],
         predicted_seconds=_seconds(data.get("predicted_seconds")),
@@ -171,6 +196,14 @@ def _seconds(value: Any) -> float | None:
     if value is not None and not is_number(value):
         raise ValueError(f"predicted_seconds {value!r} is not a number")
     return value
+
+
+def _wire(value: Any) -> Wire:
+    if isinstance(value, str):
+        return value
+    if not value or not set(value) <= set(WIRES):
+        raise ValueError(f"wire {value!r} is not one of {', '.join(WIRES)} for each layer")
+    return wire_of(value)
 
 
 def _counts(values: Any) -> tuple[int, ...]:
@@ -216,10 +249,14 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool 
             raise PlanError(f"the plan's {what} do not start at multiples of {granule}")
     if plan.planned_rows < 1:
         raise PlanError("the plan has no rows")
-    for what, known in (("reduction", REDUCTIONS), ("collectives", COLLECTIVES), ("wire", WIRES)):
-        value = getattr(plan, what)
-        if value not in known:
-            raise PlanError(f"the plan has {what} {value!r}, expected {' or '.join(known)}")
+    for what, known, values in (
+        ("reduction", REDUCTIONS, (plan.reduction,)), ("collectives", COLLECTIVES, (plan.collectives,)), ("wire", WIRES, plan.wires),
+    ):  # fmt: skip
+        for value in values:
+            if value not in known:
+                raise PlanError(f"the plan has {what} {value!r}, expected {' or '.join(known)}")
+    if len(plan.wires) != len(plan.layers):
+        raise PlanError(f"the plan has a wire for {counted(len(plan.wires), 'layers')} and {counted(len(plan.layers), 'layers')}")
     if plan.tiles and (any(len(tile) != ranks for tile in plan.tiles) or plan.row_counts(plan.planned_rows) != plan.rows):
         raise PlanError("the plan's tiles do not add up to its rows")
     if "local" in used and ({attention for attention, _ in plan.layers} != {"local"} or len(plan.tiles) > 1):

@@ -16,7 +16,7 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.planning.request import Decision
-from hepti_mpi.program.plan import Plan, kind_of
+from hepti_mpi.program.plan import Plan, in_words, kind_of
 from hepti_mpi.program.steps import OUTER, Program, Sync
 from hepti_mpi.quantiles import median, quantile
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, size, table
@@ -361,8 +361,9 @@ def _remarks(record: dict[str, Any]) -> Iterator[str]:
     """Yield what a reader must know to read the numbers right."""
     yield from left_over(record)
     yield from emulated(record)
-    if record["wire"] != "float32":
-        yield f"{record['wire']} on the wire: results differ from the exact ones by up to {record['wire_error']:.2g}"
+    short, where = in_words(record["wire"])
+    if short != "float32":
+        yield f"{short} on the wire{where}: results differ from the exact ones by up to {record['wire_error']:.2g}"
 
 
 def emulated(record: Mapping[str, Any]) -> Iterator[str]:

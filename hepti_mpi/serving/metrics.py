@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disa
 from hepti_mpi.documents import behind_links, check_place
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import Plan, Wire
 from hepti_mpi.serving.request import Answered
 from hepti_mpi.tuning.watch import Overheard, Watch
 
@@ -133,7 +133,7 @@ class MeteredWatch(Overheard):
         if compute:
             self.compute.labels(rank, self.hosts[rank]).set(compute[-1])
 
-    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: Wire) -> None:
         self.switches.inc()
         self._planned(self.order)
         super().swapped(seconds, load_seconds, wire)

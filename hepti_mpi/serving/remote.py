@@ -16,6 +16,7 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.models.tasks.sampling import Sampling
+from hepti_mpi.program.plan import Wire
 from hepti_mpi.serving import frames, sockets
 from hepti_mpi.serving.request import Answered, Answerer, Question
 from hepti_mpi.serving.streams import sampling_of
@@ -200,7 +201,7 @@ class Watched(Overheard):
         if compute:
             self.remote.computed = self.remote.computed | {rank: compute[-1]}
 
-    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: Wire) -> None:
         self.remote.computed = {}  # ranks that are left out now compute nothing
         self.remote.tell("planned", plan=self.order["plan"], seconds=seconds)
         super().swapped(seconds, load_seconds, wire)

@@ -18,7 +18,7 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import WIRES, Plan, Wire, in_words
 from hepti_mpi.quantiles import median
 from hepti_mpi.tuning.advising import Advice, Adviser, Question
 from hepti_mpi.tuning.cusum import AGREE
@@ -71,7 +71,7 @@ class Adapter:
     def __init__(self, start: Start, load_seconds: float, say: Callable[[str], None]) -> None:
         self.spec, self.source_hash, self.method, self.plan, self.say = start.spec, start.source_hash, start.method, start.plan, say
         profile, plan = start.profile, start.plan
-        self.request = replace(start.request, wires=tuple(dict.fromkeys(("float32", plan.wire))))  # another was not tried on this model
+        self.request = replace(start.request, wires=_tried(plan.wire))
         self.base = profile  # with links as they are now and speeds as they were in the beginning
         self.speeds, self.links, self.waits = Speeds(plan.hosts), Links(plan.hosts, profile), Waits()
         self.cost = load_seconds
@@ -140,11 +140,12 @@ class Adapter:
             longer = max(order.computed.values()) - float(order.predicted.max())  # whoever waits waits for the slowest
             self.waits.batch(bucket, order.seconds, order.expected + longer)
 
-    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: Wire) -> None:
         if wire != self.plan.wire:
-            self.say(f"{self.plan.wire} on the wire changes results of plan {self.plan.hash} by more than is allowed: {wire} is used")
+            (short, where), used = in_words(self.plan.wire), "".join(in_words(wire))
+            self.say(f"{short} on the wire{where} changes results of plan {self.plan.hash} by more than is allowed: {used} is used")
             self.refused.add(self.plan.hash)
-            self.plan, self.request = replace(self.plan, wire=wire), replace(self.request, wires=(wire,))
+            self.plan, self.request = replace(self.plan, wire=wire), replace(self.request, wires=_tried(wire))
         self.cost = seconds
         self.switch |= {"stall_seconds": seconds, "load_seconds": load_seconds}
         self.anchors = {rank: anchor for rank, anchor in self.anchors.items() if rank not in self.plan.active}
@@ -325,3 +326,8 @@ class Adapter:
         for order in list(self.history)[-RECENT:]:
             if order.number >= self.began:
                 self.late.append(order.first / self.expected.of(order.lengths)[0])
+
+
+def _tried(wire: Wire) -> tuple[Wire, ...]:
+    """Return what may travel by other plans, once a wire was found not to change too much: it, and what changes nothing."""
+    return tuple(dict.fromkeys((WIRES[0], wire)))

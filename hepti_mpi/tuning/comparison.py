@@ -36,7 +36,7 @@ class Found:
     def nearness(self, name: str) -> float:
         """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
         sample = self.samples[name]
-        return self.bounds[sample.part.plan.wire].nearness(float(np.median(sample.seconds)))
+        return self.bounds[sample.part.plan.shortest].nearness(float(np.median(sample.seconds)))
 
 
 def lines(found: Found) -> Iterator[dict[str, Any]]:
@@ -137,4 +137,4 @@ def above_of(sample: Samples, spec: ModelSpec, profile: ClusterProfile, rows: in
     assert sample.every is not None and sample.timeline is not None
     plan = sample.part.plan
     measured = Measured(sample.seconds, sample.every, sample.timeline)
-    return above_bound(spec, profile, rows, plan, sample.part.program, measured, bounds[plan.wire].seconds)
+    return above_bound(spec, profile, rows, plan, sample.part.program, measured, bounds[plan.shortest].seconds)

@@ -11,6 +11,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine.loading import Ready, decide, load, swap, within
 from hepti_mpi.engine.machine import Machine, Say, together
 from hepti_mpi.planning.request import Request
+from hepti_mpi.program.plan import Wire, in_words
 from hepti_mpi.weights.store import Store
 
 
@@ -58,27 +59,28 @@ def _settled(ready: Ready, goal: Goal, say: Say, at: Callable[[str], None]) -> t
     wire = ready.plan.wire
     ready, error = within(ready)
     if ready.plan.wire != wire:
-        say(_too_much(wire, error, goal.tolerance))
+        say(_too_much(wire, error, goal.tolerance, ready.plan.wire))
     return ready, settled.profile
 
 
 def short_enough(ready: Ready, goal: Goal, say: Say) -> tuple[Ready, Request]:
-    """Return a job whose wire changes results by no more than is allowed, planned again without each type that does, and what is asked of
-    plans then. Collective."""
+    """Return a job whose wire changes results by no more than is allowed, and what is asked of plans then: with a type that changes too
+    much in as many layers as may have it, or planned again without it where that promises to be sooner. Collective."""
     request = goal.request
     while True:
         wire = ready.plan.wire
         ready, error = within(ready)
         if ready.plan.wire == wire:
             return ready, request
-        say(_too_much(wire, error, goal.tolerance))
-        request = replace(request, wires=tuple(one for one in request.wires if one != wire))
-        if request.wires == ("float32",):
-            return ready, request
+        request = replace(request, wires=request.wires[: request.wires.index(wire)])  # shorter ones change more
         with together(ready.machine.world):
-            plan, decision = decide(ready.machine, ready.store, goal.profile, goal.method, request)
+            plan, decision = decide(ready.machine, ready.store, goal.profile, goal.method, request, ready.plan)
+        say(_too_much(wire, error, goal.tolerance, plan.wire))
+        if plan == ready.plan:
+            return replace(ready, part=replace(ready.part, plan=plan), decision=decision), request
         ready = replace(swap(ready, plan), decision=decision)
 
 
-def _too_much(wire: str, error: float, tolerance: float) -> str:
-    return f"{wire} on the wire changes results by {error:.2g}, more than --tolerance {tolerance:g}: a longer type is used"
+def _too_much(wire: Wire, error: float, tolerance: float, used: Wire) -> str:
+    (short, where), instead = in_words(wire), "".join(in_words(used))
+    return f"{short} on the wire{where} changes results by {error:.2g}, more than --tolerance {tolerance:g}: {instead} is used"

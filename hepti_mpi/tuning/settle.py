@@ -120,10 +120,10 @@ def settle(
 
 
 def first_layers(part: Part) -> Part:
-    """Return what a part does of as many layers as tell what all take: of all, unless all are alike and divided alike."""
+    """Return what a part does of as many layers as tell what all take: of all, unless all are alike, divided and sent alike."""
     spec, plan = part.spec, part.plan
     count = max(LAYERS, ceil(QUARTER * spec.layers))
-    if count >= spec.layers or len(spec.kinds) > 1 or len(set(plan.layers)) > 1:
+    if count >= spec.layers or len(spec.kinds) > 1 or len(set(plan.layers)) > 1 or len(set(plan.wires)) > 1:
         return part
     return Part(replace(spec, layers=count), replace(plan, layers=plan.layers[:count]), part.rank)
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from hepti_mpi.program.plan import Wire
+
 ORDER_SECONDS = 0.05  # that the batches of one order should take at least: orders are not to be noticed
 MOST_AT_ONCE = 64  # batches of one order: what is reported of them is a small message
 
@@ -19,9 +21,9 @@ class Watch(Protocol):
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         """Hear what a rank reports of such batches, which may be some time later."""
 
-    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
-        """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it. `wire`: the type that
-        travels: that of the plan, unless it changes results by more than is allowed."""
+    def swapped(self, seconds: float, load_seconds: float, wire: Wire) -> None:
+        """Hear that the plan of the last order is in use, and how long requests stood still for it, loading among it. `wire`: what travels:
+        that of the plan, unless it changes results by more than is allowed."""
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
         """Hear what the links that the last order named carry, per rank, by the other rank's number; it took `seconds` to find out."""
@@ -45,7 +47,7 @@ class Steady:
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         pass
 
-    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: Wire) -> None:
         pass
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:
@@ -70,7 +72,7 @@ class Overheard:
     def heard(self, rank: int, facts: dict[str, Any]) -> None:
         self.watch.heard(rank, facts)
 
-    def swapped(self, seconds: float, load_seconds: float, wire: str) -> None:
+    def swapped(self, seconds: float, load_seconds: float, wire: Wire) -> None:
         self.watch.swapped(seconds, load_seconds, wire)
 
     def linked(self, bytes_per_second: list[dict[str, float]], seconds: float) -> None:

@@ -231,7 +231,10 @@ def test_steps_are_computed_in_their_order(machine, folder):
 
 
 @pytest.mark.parametrize("layout", OWN, ids="/".join)
-@pytest.mark.parametrize("case, wire, most", [("bert", "float16", 0.05), ("vit", "float16", 0.05), ("bert", "int8", 0.2)])
+@pytest.mark.parametrize("case, wire, most", [
+    ("bert", "float16", 0.05), ("vit", "float16", 0.05), ("bert", "int8", 0.2), ("bert", ("int8", "float16", "float32"), 0.2),
+    ("vit", ("float32", "float16", "int8"), 0.2), ("bert", ("float16", "float32", "float32"), 0.05),
+])  # fmt: skip
 def test_a_short_wire_rounds(machine, folder, case, wire, most, layout):
     """Shorter numbers between layers cost accuracy, of the order of their 11 or 7 bits and no more."""
     store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size

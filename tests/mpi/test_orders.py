@@ -3,6 +3,7 @@
 
 import time
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -161,8 +162,11 @@ def test_plans_change_between_batches(machine, folder, shares):
             assert {kind for _, *kinds in watch.heard_of for kind in kinds} >= {"number", "compute"}
 
 
-@pytest.mark.parametrize("part, wire", [(1.01, "int8"), (0.99, "float32")])
-def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder, part, wire):
+SOME = [(*wires,) for wires in product(("float16", "int8"), repeat=3) if len(set(wires)) > 1]  # layers
+
+
+@pytest.mark.parametrize("part, wires", [(1.01, ["int8"]), (0.99, SOME), (1e-9, ["float32"])])
+def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder, part, wires):
     """What int8 changes is measured again after each switch: the record has the last one's error, and what is too much is not used."""
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     own = {"reduction": "reduce_scatter", "collectives": "own"}
@@ -174,10 +178,12 @@ def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder
     ready = replace(loading.load(machine, store, exact.plan, None, {}), tolerance=part * min(errors) if part < 1 else part * max(errors))
     _, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16, 8, watch=watch)
     ready, _ = answer(ready, desk)
-    expected = wire if world.size > 1 else "int8"  # one rank alone sends nothing, which changes nothing
-    assert ready.plan.wire == expected and ready.wire_error <= ready.tolerance
-    assert ready.wire_error == (0 if expected == "float32" else errors[made.index(replace(ready.plan, predicted_seconds=None))])
-    assert world.rank or (watch.swaps > 3 and set(watch.wires) == {expected})
+    expected = wires if world.size > 1 else ["int8"]  # one rank alone sends nothing, which changes nothing
+    assert ready.plan.wire in expected and ready.wire_error <= ready.tolerance
+    assert ready.wire_error == loading.wire_error(ready, 40)
+    if expected is not SOME:
+        assert ready.wire_error == (0 if expected == ["float32"] else errors[made.index(replace(ready.plan, predicted_seconds=None))])
+    assert world.rank or (watch.swaps > 3 and set(watch.wires) <= set(expected))
 
 
 class Arriving:
