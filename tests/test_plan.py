@@ -1,4 +1,6 @@
-from dataclasses import replace
+import hashlib
+import json
+from dataclasses import asdict, replace
 
 import pytest
 from layers import sized
@@ -71,6 +73,8 @@ def test_whole_requests(lengths, expected):
 def test_the_hash_is_of_all_that_is_done(change):
     assert replace(PLAN, **change).hash != PLAN.hash
     assert replace(PLAN, predicted_seconds=7.0).hash == PLAN.hash == replace(PLAN).hash
+    before = {key: value for key, value in asdict(PLAN).items() if key not in ("predicted_seconds", "prompt_tiles")}
+    assert PLAN.hash == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16], "as in files without prompt_tiles"
 
 
 def test_check_accepts():

@@ -302,6 +302,7 @@ class Exchanges:
     ) -> tuple[RingReduce, RingGather]:  # fmt: skip
         """Return the rings, one to begin at the end of the other, that leave in `result` the sum of all members' `values`, of which each
         adds up a part. `room`: as large, for what comes in; `tag` and the next one are theirs."""
+        assert len(members) > 1
         ends = np.cumsum(splits.even(values.size, len(members)))[:-1]
         terms, sums = np.split(values.reshape(-1), ends), np.split(result.reshape(-1), ends)
         own = sums[list(members).index(self.rank)]

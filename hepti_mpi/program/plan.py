@@ -140,6 +140,8 @@ class Plan:
     def hash(self) -> str:
         """Identify what is done: everything but the prediction."""
         data = {key: value for key, value in asdict(self).items() if key != "predicted_seconds"}
+        if self.prompt_tiles == 1:  # as in files from before there were any
+            del data["prompt_tiles"]
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
     def to_json(self) -> dict[str, Any]:
