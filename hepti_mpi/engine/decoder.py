@@ -314,7 +314,8 @@ class Decoder:
         made = self.geometries[shape] = self._prepare(order, begin, tiles)
         if len(self.geometries) > GEOMETRIES:
             _, oldest = self.geometries.popitem(last=False)
-            oldest.free()
+            with self.machine.exchanges.lock:  # which is MPI's too
+                oldest.free()
         return made
 
     def _prepare(self, order: Order, begin: int, tiles: int) -> _Geometry:
