@@ -47,9 +47,10 @@ CASES = {
     "gpt_neox": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 0.5, "tie_word_embeddings": False},
     "gpt_neox_serial": BASE | {"model_type": "gpt_neox", "hidden_size": 48, "rotary_pct": 1.0, "tie_word_embeddings": False,
                                "use_parallel_residual": False},
+    "starcoder2": BASE | {"model_type": "starcoder2", "hidden_size": 48, "sliding_window": 9, "norm_epsilon": 1e-3},
 }  # fmt: skip
 # of tokens and of whole texts, whose last token is not the one of pad_token_id where there is one (golden/decoder_classes.npz)
-CLASSIFYING = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3", "gpt2", "gpt_neox")
+CLASSIFYING = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "gemma", "gemma2", "gemma3", "phi3", "gpt2", "gpt_neox", "starcoder2")
 CLASSES = [(case, task) for case in CLASSIFYING for task in ("Sequence", "Token") if (case, task) != ("gemma3", "Token")]
 CLASSIFIERS = GOLDEN.with_name("decoder_classes.npz")
 NO_PADDING = ("mistral", "gpt2")

@@ -248,6 +248,7 @@ UNSAID = [  # what the classes of transformers 5.23 mean where config.json lacks
     ("smollm3", {"num_key_value_heads": 4, "max_position_embeddings": 32768, "rope_theta": 2e6, "no_rope_layer_interval": 4}),
     ("phi3", {"rms_norm_eps": 1e-5, "max_position_embeddings": 4096}),
     ("llama", {"max_position_embeddings": 2048, "rope_theta": 1e4}),
+    ("starcoder2", {"num_key_value_heads": 2, "max_position_embeddings": 4096, "norm_epsilon": 1e-5}),
 ]  # fmt: skip
 
 
@@ -319,7 +320,7 @@ def test_null_is_not_what_is_meant_where_a_key_is_left_out():
 
 SEES_ALL = [dict(model_type=kind, hidden_act="silu", rotary_pct=1.0, **DECODER) for kind in ("llama", "gemma", "gpt_neox")]
 SEES_ALL += [{"model_type": "gpt2", "vocab_size": 9, "n_embd": 64, "n_layer": 7, "n_head": 16, "n_positions": 128}]
-SEES_NEAR = [{"model_type": kind, "sliding_window": 8, **DECODER} for kind in ("mistral", "phi3")]
+SEES_NEAR = [{"model_type": kind, "sliding_window": 8, **DECODER} for kind in ("mistral", "phi3", "starcoder2")]
 KINDS, NEAR, FAR = "layer_types", ["sliding_attention"] * 7, ["full_attention"] * 7
 OTHER_WINDOWS = [
     *((config, change, "see all rows, layer_types or sliding_window say 5") for config in SEES_ALL
