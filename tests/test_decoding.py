@@ -156,6 +156,28 @@ def test_a_prompt_is_cut_into_tiles_where_its_sums_take_long(emulated):
         assert decide(profile, "megatron").chosen.plan.prompt_tiles == 1
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+def test_sums_travel_in_a_short_type_where_that_is_allowed_and_sooner(emulated):
+    versions, asked = {EMULATION: "20,20,20"} if emulated else {}, {"wires": ("float32", "float16")}
+    for mbit, sooner in ((100, 0.85), (1e6, 1.0)):
+        plain = cluster([20.0] * 3, mbit=mbit, latency=2e-5)
+        profile = replace(plain, versions={**plain.versions, **versions})
+        exact, short = decide(profile, "tensor").chosen, decide(profile, "tensor", **asked).chosen
+        assert exact.plan.wire == "float32" and short.plan.wire == ("float16" if sooner < 1 else "float32")
+        times = [decoding.prompt_seconds(SPEC, profile, TEXT, one.plan) for one in (exact, short)]
+        steps = [decoding.step_seconds(SPEC, profile, TEXT, one.plan, 1) for one in (exact, short)]
+        assert times[1] <= sooner * times[0] and (steps[1] < steps[0]) == (sooner < 1)
+        assert steps[1] == short.price.seconds
+        least = decoding.prompt_bound(SPEC, "0" * 64, profile, replace(TEXT, **asked), [exact.plan])
+        assert least <= min(times) and least <= decoding.prompt_bound(SPEC, "0" * 64, profile, TEXT, [exact.plan])
+        some = replace(short.plan, wire=("float32",) * 20 + ("float16",) * 10)
+        every = [Steps(SPEC, profile, 1, 128).seconds(replace(some, wire=wire)) for wire in ("float32", "float16")]
+        assert Steps(SPEC, profile, 1, 128).seconds(some) == pytest.approx((2 * every[0] + every[1]) / 3)
+        assert decide(profile, "megatron", **asked).chosen.plan.wire == "float32"
+        forced = decide(profile, "hepti-float16").chosen.plan
+        assert forced.wire == decide(profile, **asked).chosen.plan.wire
+
+
 @pytest.mark.parametrize("speeds, latency", [((20.0, 20.0, 5.0), 1e-5), ((20.0, 20.0), 0.02), ((20.0,), 1e-5)])
 def test_no_method_beats_the_bound(speeds, latency):
     profile = cluster(list(speeds), latency=latency)

@@ -77,6 +77,11 @@ def test_the_hash_is_of_all_that_is_done(change):
     assert PLAN.hash == hashlib.sha256(json.dumps(before, sort_keys=True).encode()).hexdigest()[:16], "as in files without prompt_tiles"
 
 
+def test_sums_of_texts_have_no_int8():
+    with pytest.raises(PlanError, match="needs collectives 'own'"):
+        check(replace(PLAN, wire="int8"), replace(SPEC, head="next-token"), "hash", 3)
+
+
 def test_check_accepts():
     check(PLAN, SPEC, "hash", 3)
     check(replace(PLAN, columns=(0, 0, 131)), SPEC, "hash", 3)
@@ -85,6 +90,7 @@ def test_check_accepts():
     check(replace(PLAN, layers=(SEQUENCE, LEFT, SEQUENCE), columns=(0,) * 3, reduction="reduce_scatter"), SPEC, "hash", 3)
     check(replace(PLAN, tiles=(PLAN.rows,)), SPEC, "hash", 3)  # one tile is none
     check(replace(PLAN, prompt_tiles=4), SPEC, "hash", 3)
+    check(replace(PLAN, wire="float16"), replace(SPEC, head="next-token"), "hash", 3)  # of whole sums, which others have no short type for
     check(TILED, SPEC, "hash", 3)
     check(MIXED, SPEC, "hash", 3)
     check(replace(TILED, tiles=((5, 0, 0), (0, 0, 4), (0, 0, 0))), SPEC, "hash", 3)

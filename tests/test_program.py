@@ -619,6 +619,23 @@ def test_what_is_done_per_tile(pair, expected):
     assert " ".join(f"{'-' if isinstance(step, Compute) else step.kind}{step.tile}" for step in program) == expected
 
 
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_tile_with_a_short_wire_waits_for_others_no_sooner_than_an_exact_one(pair):
+    """What came for a tile is made float32 right before that is computed, not before the tile in front of it is."""
+    spec = replace(model_of("tiny-bert")[0], layers=2)
+    plan = plan_of(spec, (pair,) * 2, (2, 1), (2, 1), (2, 1), TILED)
+    exact, short = (make_program(spec, replace(plan, wire=wire)) for wire in ("float32", "float16"))
+    casts = [isinstance(step, Compute) and all(isinstance(op, Cast) for op in step.ops) for step in short]
+    assert [step.tile for step, cast in zip(short, casts) if not cast] == [step.tile for step in exact]
+    assert any(casts)
+    for place, (step, cast) in enumerate(zip(short, casts)):
+        if cast and step.ops[0].dtype == "float32":
+            later = zip(short[place + 1 :], casts[place + 1 :])
+            behind = next((one for one, other in later if isinstance(one, Compute) and not other), None)
+            whole = behind is not None and any(name in step.writes for op in behind.ops for name in op.whole())
+            assert behind is None or whole or behind.tile == step.tile
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_one_active_rank_is_one_segment_between_scatterv_and_gatherv(name):
     spec, _ = model_of(name)

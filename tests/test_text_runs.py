@@ -150,7 +150,8 @@ def test_a_run_goes_on_in_the_middle_of_its_texts(folder):
         assert done.returncode == 2 and "0 of 3 answers and the beginnings of 2" in done.stderr
         if output == "cut.npz":
             others = {"--cache-format float32, this run with float16": ("--cache-format", "float16"), "this run's 40": ("--context", 40),
-                      "temperature 0.0, now temperature 0.5": ("--temperature", 0.5)}  # fmt: skip
+                      "temperature 0.0, now temperature 0.5": ("--temperature", 0.5),
+                      "--tolerance 0.0, this run with 0.1": ("--tolerance", 0.1)}  # fmt: skip
             for words, more in others.items():
                 done = run(folder, output, "--resume", *more)
                 assert done.returncode == 2 and "is of another run" in done.stderr and words in done.stderr, done.stderr

@@ -174,10 +174,12 @@ class RingReduce(RingGather):
     ) -> None:  # fmt: skip
         super().__init__(own, receives, forwards, sides)
         self.sums = sums  # per piece: (what came in, this rank's term, where the sum goes)
+        short = any(result.dtype == np.float16 for *_, result in sums)
+        self.add = _add_short if short else np.add
 
     def arrived(self, place: int) -> None:
         came, term, result = self.sums[place]
-        np.add(came, term, out=result)
+        self.add(came, term, out=result)
 
 
 Ring = TypeVar("Ring", bound=RingGather)
@@ -301,7 +303,8 @@ class Exchanges:
         self, values: np.ndarray, result: np.ndarray, room: np.ndarray, members: Sequence[int], tag: int
     ) -> tuple[RingReduce, RingGather]:  # fmt: skip
         """Return the rings, one to begin at the end of the other, that leave in `result` the sum of all members' `values`, of which each
-        adds up a part. `room`: as large, for what comes in; `tag` and the next one are theirs."""
+        adds up a part. `room`: as large, for what comes in; `tag` and the next one are theirs. Sums of float16 are rounded at
+        each rank."""
         assert len(members) > 1
         ends = np.cumsum(splits.even(values.size, len(members)))[:-1]
         terms, sums = np.split(values.reshape(-1), ends), np.split(result.reshape(-1), ends)
@@ -379,6 +382,11 @@ class Exchanges:
         if shape not in self.types:
             self.types[shape] = MPI.BYTE.Create_hvector(rows, width * item, stride).Commit()
         return [MPI.memory.fromaddress(part.ctypes.data, (rows - 1) * stride + width * item), 1, self.types[shape]]
+
+
+@np.errstate(over="ignore", invalid="ignore")  # what is too large becomes infinite, which is seen behind the layers
+def _add_short(came: np.ndarray, term: np.ndarray, out: np.ndarray) -> None:
+    np.add(came, term, out=out)
 
 
 def _segments(block: np.ndarray) -> list[np.ndarray]:

@@ -19,7 +19,8 @@ import numpy as np
 
 from hepti_mpi.comm.patience import Patience
 from hepti_mpi.comm.pauses import Pause, nap
-from hepti_mpi.comm.ranks import PART_BYTES, Comm
+from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.comm.sizes import PART_BYTES
 
 HEAD, CONTENT = 1, 2  # tags
 MOVING_SECONDS, LOOK_SECONDS = 500e-6, 3e-3  # between two looks: while something travels or did just now, and when none has for long

@@ -11,24 +11,22 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.comm import interrupts
+from hepti_mpi.comm import interrupts, sums
 from hepti_mpi.comm.folders import check_rank, leaving_nothing
 from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched_size
 from hepti_mpi.comm.names import namesakes, own_addresses
 from hepti_mpi.comm.patience import Among, Patience, starting
-from hepti_mpi.comm.pauses import BETWEEN, Pause, nap
-from hepti_mpi.comm.sizes import DIRECT_BYTES
+from hepti_mpi.comm.pauses import Pause, nap
+from hepti_mpi.comm.sizes import DIRECT_BYTES, FLOAT, PART_BYTES
+from hepti_mpi.comm.sums import cut
 from hepti_mpi.errors import HeptiError, RankError
 
-PART_BYTES = 48 << 10
-TERMS, STEPS, MEETING, TIMED = 1, 2, 3, 4  # tags: of them, of what a stage hands on, of two that begin together, and what is timed then
-EAGER_SECONDS = 0.02  # the wait for few terms, in which no look is put off: a token waits; whoever waits longer waits for who is lost
+STEPS, MEETING, TIMED = 2, 3, 4  # tags: of what a stage hands on, of two that begin together, and what is timed then; 1 is of sums
 
 
 class Comm:
@@ -125,9 +123,9 @@ class Comm:
         mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
         counts = np.empty(self.size, np.int64)
         with self.patience.waiting():
-            self._done([self.mpi.Iallgather(np.array([len(mine)], np.int64), counts)])
+            self.done([self.mpi.Iallgather(np.array([len(mine)], np.int64), counts)])
             every = np.empty(int(counts.sum()), np.uint8)
-            self._done([self.mpi.Iallgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])])
+            self.done([self.mpi.Iallgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])])
         return [json.loads(every[at : at + count].tobytes()) for at, count in zip(splits.starts(counts.tolist()), counts)]
 
     def from_root(self, value: Any) -> Any:
@@ -135,9 +133,9 @@ class Comm:
         content = json.dumps(value).encode() if self.rank == 0 else b""
         size = np.array([len(content)], np.int64)
         with self.patience.waiting(lambda: [0] if self.rank else []):
-            self._done([self.mpi.Ibcast(size)])
+            self.done([self.mpi.Ibcast(size)])
             buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
-            self._done([self.mpi.Ibcast(buffer)])
+            self.done([self.mpi.Ibcast(buffer)])
         return value if self.rank == 0 else json.loads(buffer.tobytes())
 
     def agree(self, error: HeptiError | None) -> None:
@@ -154,7 +152,7 @@ class Comm:
     def barrier(self, patient: bool = False) -> None:
         """Wait for all ranks without taking a core from those that still compute; `patient`: for ever, where that may be right."""
         with nullcontext() if patient else self.patience.waiting():
-            self._done([self.mpi.Ibarrier()])
+            self.done([self.mpi.Ibarrier()])
 
     def quick_barrier(self) -> None:
         """Wait for all ranks, spinning; for measurements."""
@@ -166,13 +164,13 @@ class Comm:
     def send(self, peer: int, values: np.ndarray) -> None:
         """Send bytes to `peer`, which calls `receive` for as many."""
         with self.patience.waiting(lambda: [peer]):
-            self._done([self.mpi.Isend(values, peer)])
+            self.done([self.mpi.Isend(values, peer)])
 
     def receive(self, peer: int, size: int) -> np.ndarray:
         """Return the `size` bytes that `peer` sends."""
         values = np.empty(size, np.uint8)
         with self.patience.waiting(lambda: [peer]):
-            self._done([self.mpi.Irecv(values, peer)])
+            self.done([self.mpi.Irecv(values, peer)])
         return values
 
     # activations: float32 arrays [rows, width], `counts` rows per rank
@@ -189,60 +187,29 @@ class Comm:
         """Bring what rank 0 has to all, whenever that is: nobody is late, and whoever waits sleeps."""
         with self.turn:
             request = self.mpi.Ibcast(values)
-        self._done([request])
+        self.done([request])
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         self.summing(values, result)()
 
     def summing(self, values: np.ndarray, result: np.ndarray) -> Callable[[], None]:
-        """Return what leaves in `result` the sum of all ranks' `values`, arrays that stay where they are: many sums are in a token."""
+        """Return what leaves in `result` the sum of all ranks' `values`, arrays that stay where they are: many sums are in a token.
+
+        Of float16 MPI has no sums: terms and the sum travel so, and are added up in float32 (a ring would round at each rank).
+        """
         wait, turn, reduce = self.patience.waiting(), self.turn, self.mpi.Allreduce
-        politely = self._sum_in_parts if values.nbytes > DIRECT_BYTES else self._sum_directly
+        by_messages = sums.in_parts if values.size * FLOAT > DIRECT_BYTES else sums.directly
+        own = self.polite or values.dtype == np.float16
 
         def run() -> None:
-            if self.polite:
+            if own:
                 with wait:
-                    politely(values, result)
+                    by_messages(self, values, result)
             else:
                 with wait, turn:
                     reduce(values, result)
 
         return run
-
-    def _sum_directly(self, values: np.ndarray, result: np.ndarray) -> None:
-        """Send the own terms to each other rank: MPI's sum is several messages deep, and each is waited for by looking again after a nap.
-
-        All add in the order of ranks, so that no two ranks' sums differ.
-        """
-        terms = [values if rank == self.rank else np.empty_like(values) for rank in range(self.size)]
-        self._swap([values] * self.size, terms, EAGER_SECONDS)
-        _add_up(terms, result)
-
-    def _sum_in_parts(self, values: np.ndarray, result: np.ndarray) -> None:
-        """Let each rank sum a part of the terms and send it to each other one. MPI's sums that do not block put two or three times as much
-        on the busiest link of three ranks.
-
-        Source: Rabenseifner, "Optimization of Collective Reduction Operations", 2004.
-        """
-        ends = np.cumsum(splits.even(values.size, self.size))[:-1]
-        own, sums = np.split(values.reshape(-1), ends), np.split(result.reshape(-1), ends)
-        terms = [own[self.rank] if rank == self.rank else np.empty_like(own[self.rank]) for rank in range(self.size)]
-        self._swap(own, terms)
-        _add_up(terms, sums[self.rank])
-        self._swap([sums[self.rank]] * self.size, sums)
-
-    def _swap(self, outgoing: Sequence[np.ndarray], incoming: Sequence[np.ndarray], eager: float = 0.0) -> None:
-        """Send one of some arrays to each other rank, and receive one from each; for `eager` seconds it looks at once at what comes.
-
-        A long message asks first whether it may come, and both question and answer stand in line behind what the links carry already: four
-        ranks that each send three messages of 100 KiB and more take 1.4 to 1.7 times as long as their links need, in parts at most 1.3.
-        """
-        peers = [(self.rank + step) % self.size for step in range(1, self.size)]
-        with self.turn:
-            waiting = [self.mpi.Irecv(part, peer, TERMS) for peer in peers for part in _cut(incoming[peer].reshape(-1))]
-            for parts in zip_longest(*(_cut(outgoing[peer].reshape(-1)) for peer in peers)):
-                waiting += [self.mpi.Isend(part, peer, TERMS) for part, peer in zip(parts, peers) if part is not None]
-        self._done(waiting, lambda waited: nap(waited, 0 if waited < eager else BETWEEN))
 
     def reduce_scatter(self, values: np.ndarray, result: np.ndarray, counts: Sequence[int]) -> None:
         sizes = [count * values.shape[1] for count in counts]
@@ -266,16 +233,16 @@ class Comm:
                 request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
                 if not (self.polite or (result is not None and not counts[0])):
                     request.Wait()
-            self._done([request])
+            self.done([request])
 
     def pass_on(self, peer: int, values: np.ndarray) -> Callable[[], None]:
         """Begin to send float32 `values` to `peer`, which calls `take_over`; return what waits until they have left."""
         with self.turn:
-            requests = [self.mpi.Isend(part, peer, STEPS) for part in _cut(values)]
+            requests = [self.mpi.Isend(part, peer, STEPS) for part in cut(values)]
 
         def leaves() -> None:
             with self.patience.waiting():
-                self._done(requests)
+                self.done(requests)
 
         return leaves
 
@@ -284,17 +251,24 @@ class Comm:
 
         `pause`: what is done between two looks; None: it may come whenever it does, and this rank sleeps.
         """
-        first, *_ = _cut(values)
+        first, *_ = cut(values)
         with self.turn:
             requests = [self.mpi.Irecv(first, peer, STEPS)]
         with nullcontext() if pause is None else self.patience.waiting():
-            self._done(requests, pause or nap)
+            self.done(requests, pause or nap)
         with self.turn:
-            requests = [self.mpi.Irecv(part, peer, STEPS) for part in _cut(values[: size()])[1:]]
+            requests = [self.mpi.Irecv(part, peer, STEPS) for part in cut(values[: size()])[1:]]
         with self.patience.waiting():
-            self._done(requests, pause or nap)
+            self.done(requests, pause or nap)
 
-    def _done(self, requests: Sequence[Any], pause: Pause = nap) -> None:
+    def end(self, requests: Sequence[Any]) -> None:
+        """Wait as MPI does in its own exchanges."""
+        from mpi4py import MPI
+
+        with self.turn:
+            MPI.Request.Waitall(list(requests))
+
+    def done(self, requests: Sequence[Any], pause: Pause = nap) -> None:
         """Wait without spinning: at once when the others are there, without taking a core when they compute, search or read.
 
         MPI looks and then moves on: what came meanwhile is seen by the next look, so that there are two before each pause.
@@ -357,29 +331,17 @@ class Comm:
             begin = time.perf_counter()
             sends = [self.mpi.Isend(part, peer, TIMED) for part in parts[:at_once]]
             for number, request in enumerate(receives, 1):
-                self._done([request], pause)
+                self.done([request], pause)
                 if number == len(before):
                     begin = time.perf_counter()
                 sends += [self.mpi.Isend(part, peer, TIMED) for part in parts[at_once + number - 1 : at_once + number]]
             seconds = time.perf_counter() - begin
-            self._done(sends, pause)
+            self.done(sends, pause)
         return seconds + late
 
     def _meet(self, peer: int) -> None:
         """Wait until `peer` is here as well."""
         self.mpi.Sendrecv(np.zeros(1, np.uint8), peer, MEETING, np.zeros(1, np.uint8), peer, MEETING)
-
-
-def _add_up(terms: Sequence[np.ndarray], result: np.ndarray) -> None:
-    np.copyto(result, terms[0])
-    for term in terms[1:]:
-        result += term
-
-
-def _cut(values: np.ndarray) -> list[np.ndarray]:
-    """Cut float32 values into runs that are sent without the receiver's consent."""
-    step = PART_BYTES // 4
-    return [values[at : at + step] for at in range(0, len(values), step)]
 
 
 def _parts(size: int) -> list[np.ndarray]:

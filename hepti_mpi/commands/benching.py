@@ -195,6 +195,7 @@ def measure_texts(
     from hepti_mpi.planning import decoding
     from hepti_mpi.planning.request import Request
     from hepti_mpi.planning.texts import NAMES
+    from hepti_mpi.program.plan import WIRES
     from hepti_mpi.tuning import texts
     from hepti_mpi.tuning.formats import Taken
 
@@ -220,8 +221,10 @@ def measure_texts(
         for one, found, (_, refused) in zip(subjects, every, plans):
             if session.root and found:
                 own = [plan for written in found.values() if (plan := written.placement.together) is not None]
-                bounds = (decoding.prompt_bound(one.store.spec, one.store.source_hash, one.known, request, own),
-                          decoding.bound(one.store.spec, one.known, request.attended))  # fmt: skip
+                wires = [wire for wire in WIRES if wire == WIRES[0] or wire in {plan.shortest for plan in own}]
+                model = one.store.spec, one.store.source_hash, one.known
+                firsts = {wire: decoding.prompt_bound(*model, replace(request, wires=(WIRES[0], wire)), own) for wire in wires}
+                bounds = firsts, decoding.bound(one.store.spec, one.known, request.attended)
                 refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
                 SCREEN.show(one.found.title(session.store.spec.name, f"{counted(choice.tokens, 'tokens')} after {counted(prompt, 'rows')}"))
                 SCREEN.show(texts.compared(found, refused, bounds, SCREEN.width))

@@ -56,7 +56,7 @@ def generate(session: "Session", question: "Question", writing: Writing, machini
     with world.patience.slower(), together(world):
         _check(question, writing)
         if session.root:
-            task = _asked(session, question, writing, machining.options["cache_format"])
+            task = _asked(session, question, writing, machining.options)
     wanted = world.from_root(_wanted(session, task, writing) if task is not None else None)
     result, ran = Result(), None
     if wanted is not None:
@@ -87,7 +87,7 @@ def _check(question: "Question", writing: Writing) -> None:
         raise InputError("--logits are too many to be kept of a run that is cut off: leave out supervise and --resume")
 
 
-def _asked(session: "Session", question: "Question", writing: Writing, cache: str | None) -> Task:
+def _asked(session: "Session", question: "Question", writing: Writing, options: dict[str, Any]) -> Task:
     """Read the prompts and get ready to keep their answers. Raises InputError."""
     from hepti_mpi.cluster.profile import CACHES
     from hepti_mpi.comm import channel, interrupts
@@ -110,7 +110,8 @@ def _asked(session: "Session", question: "Question", writing: Writing, cache: st
     if sink is None:
         sink = Shown(SCREEN) if SCREEN.json else Spoken(SCREEN, [asked_of(prompt.given) for prompt in prompts])
     refused = {one.index: finished_text(one, None, default.max_tokens, {}) for one in prompts if one.error is not None}
-    head = texts_head(session.store, prompts, default, cache or CACHES[0], _rows(session, writing))
+    cache = options["cache_format"] or CACHES[0]
+    head = texts_head(session.store, prompts, default, cache, _rows(session, writing), options["tolerance"])
     sink.begin(head, len(prompts), refused)
     left = [one for one in prompts if one.error is None and one.index not in sink.known]
     interrupts.keeping(lambda: sink.kept(len(left)), left=sink.left)
@@ -221,6 +222,6 @@ def _finish(
     document = generation_record(session.store.spec, result.answers, result.seconds)
     if ran is not None:
         teams = ran[0].making.facts if ran[0].making else ()
-        document |= ranks_record(ran[0].placement, ran[0].startup, ran[1], teams, result.seconds)
+        document |= ranks_record(ran[0].placement, ran[0].startup, ran[1], teams, result.seconds, ran[0].wire_error)
     document["output"] = None if question.output is None else str(question.output)
     put_record(document, tally, lambda: SCREEN.show(generation_lines(document)))

@@ -111,7 +111,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     spec, source_hash = _model(weights)
     if spec.generates:
         teamed = None if objective == "latency" else objective
-        refuse_for_text({"output": output, "scale": scale, "objective": teamed} | {name: options[name] for name in ("tolerance", "boost")})
+        refuse_for_text({"output": output, "scale": scale, "objective": teamed, "boost": options["boost"]})
     else:
         no_text(said_cache(options))
     rows, tokens = _sizes(spec, rows, tokens)

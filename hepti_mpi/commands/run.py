@@ -143,7 +143,7 @@ def _generate(session: "Session", question: "Question", writing: Writing, choice
 
     kept = {name: getattr(question, name) for name in ("field", "pair", "hidden", "repeat")}
     refuse_for_text(kept | {"plan": choice.plan_file, "adapt": choice.adapt, "metrics": choice.metrics})
-    refuse_for_text({name: options[name] for name in ("tolerance", "boost")})
+    refuse_for_text({"boost": options["boost"]})
     generate(session, question, writing, Machining(choice.profile_file, choice.fresh, options, choice.objective))
 
 

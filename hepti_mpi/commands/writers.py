@@ -6,6 +6,7 @@ Knows in which order ranks get ready and are let go; does not know what is asked
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,7 +14,7 @@ from hepti_mpi.commands import terminal
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import PIPELINE, planning_method, planning_request
 from hepti_mpi.commands.paths import profile_path
-from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.screen import SCREEN, say
 
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
@@ -40,7 +41,8 @@ R = TypeVar("R")
 class Loaded:
     """A job that can generate: who does what, the part of this rank, None where it rests, what starting took and, on rank 0, what was
     chosen: for all ranks together, or `writers`, teams, whose ranks have `mail`. `room`: slots of a team, and rows of each; `groups`: in
-    how many texts go through stages, one behind the other, where that is known."""
+    how many texts go through stages, one behind the other, where that is known; `wire_error`: by how much the wire's type was found to
+    change a probability of a word."""
 
     placement: "Placement"
     decoder: "Decoder | None"
@@ -51,6 +53,7 @@ class Loaded:
     mail: "Mail | None" = None
     making: "TeamGenerator | None" = None  # answers, by teams
     groups: int | None = None
+    wire_error: float = 0.0
 
     def rest(self) -> None:
         """Let the others of this rank's team sleep until the next step."""
@@ -82,6 +85,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     from hepti_mpi.planning import staging
     from hepti_mpi.planning import texts as plans
     from hepti_mpi.serving.teams import partners
+    from hepti_mpi.tuning import shortening
 
     startup: dict[str, float] = {}
     begin = time.perf_counter()
@@ -113,7 +117,9 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
             facts = {"profile": measured.to_json(), "spec": session.store.spec.to_json(), "source_hash": session.store.source_hash}
             channel.tell("measured", method=method, request=asdict(request), **facts)
         at("loading weights")
-        decoder = texts.load(session.machine, session.store, placement, slots, positions, request.cache)
+        load = partial(texts.load, session.machine, session.store, slots=slots, positions=positions, cache=request.cache)
+        goal = shortening.Goal(session.store, measured, method, request, machining.options["tolerance"], load, say(session.machine))
+        placement, chosen, decoder, wire_error = shortening.loaded(session.machine, goal, placement, chosen)
         startup["load"] = time.perf_counter() - begin
     columns = session.world.from_root(terminal.columns_of_lines() if session.root and state is None else None)
     if columns is not None and not session.root:
@@ -125,7 +131,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     groups = None
     if chosen is not None and chosen.in_stages and chosen.staged is not None:
         groups = staging.grouped(session.store.spec, measured, request, chosen.staged, slots)[1]
-    return Loaded(placement, decoder, chosen, startup, (slots, positions), writers, mail, groups=groups)
+    return Loaded(placement, decoder, chosen, startup, (slots, positions), writers, mail, groups=groups, wire_error=wire_error)
 
 
 def method_of(options: dict[str, Any]) -> str:

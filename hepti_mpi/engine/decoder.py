@@ -9,28 +9,29 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from itertools import count
 
 import numpy as np
 
 from hepti_mpi.cluster.boards import Work
-from hepti_mpi.comm.exchange import RingGather
 from hepti_mpi.engine import caching, sessions
+from hepti_mpi.engine.geometry import Geometry, Runs, Sum
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.orders import END, REST, Order, numbers_in
 from hepti_mpi.engine.packing import asked
 from hepti_mpi.engine.state import State, attentions
 from hepti_mpi.engine.words import Words
 from hepti_mpi.models.attention import angles
-from hepti_mpi.models.blocks import Rotary
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.sampling import Scores
 from hepti_mpi.planning.memory import FULL
 from hepti_mpi.planning.work import step_work
-from hepti_mpi.program.buffers import Laid, buffers, interface
-from hepti_mpi.program.steps import Compute, Sync
+from hepti_mpi.program.buffers import Laid, buffers
+from hepti_mpi.program.ops import Cast
+from hepti_mpi.program.plan import Wire
+from hepti_mpi.program.steps import Compute, Program, Sync
 from hepti_mpi.weights.slices import DecodingPart
 from hepti_mpi.weights.store import Store
 
@@ -38,35 +39,7 @@ GEOMETRIES = 32  # shapes of steps that are kept ready
 ROWS = 128  # the most of a step, where there are fewer slots
 ROOM = -1  # the number of the buffer for what comes of other ranks' terms
 
-
-Sum = Callable[[], "threading.Event | None"]  # begins, or does, a sum; returns what tells that it is done, where that is later
-Runs = list[tuple[Callable[[], None], Compute]]
-
-
-@dataclass
-class _Geometry:
-    """All that is fixed for steps of one shape, or tiles of them: views of the buffers, and bindings that point into them."""
-
-    order: Order
-    values: dict[str, Array]
-    told: dict[str, Array]
-    turned: dict[str, tuple[Rotary, int]]  # what segments ask of positions: of which rotary, cosine (0) or sine (1)
-    moves: list[tuple[Runs, Sum | None]] = field(default_factory=list)  # what is computed, and the sum of it
-    rings: list[RingGather] = field(default_factory=list)  # of those sums
-
-    def free(self) -> None:
-        """Give up what MPI holds for it."""
-        for ring in self.rings:
-            ring.free()
-
-    def tell(self, lengths: Array, tables: dict[Rotary, tuple[Array, Array]]) -> None:
-        """Note how many rows each sequence has."""
-        each = self.order.each
-        self.told["reach"][:] = lengths + (each - 1)
-        self.told["most"][...] = int(lengths.max()) + each
-        places = (lengths[:, None] + np.arange(each)).ravel()
-        for name, (rotary, which) in self.turned.items():
-            np.take(tables[rotary][which], places, axis=0, out=self.told[name], mode="clip")
+Buffer = tuple[int, str]  # its number, and the type of its numbers
 
 
 class Decoder:
@@ -83,7 +56,7 @@ class Decoder:
         self.machine, self.part, self.spec, self.rank, self.slots, self.positions = machine, part, spec, world.rank, slots, positions
         self.cache = cache
         active = plan.active if active is None else active
-        self.program, self.members = part.program, sorted({0, *active})
+        self.members = sorted({0, *active})
         self.is_active = world.rank in active
         self.layers, self.group = world.subset(active), world.subset(self.members)
         for comm in (self.layers, self.group):
@@ -92,12 +65,10 @@ class Decoder:
         self.threads = machine.cores.use(machine.cores.has_host(active))
         self.message = np.zeros(numbers_in(slots) + spec.hidden, np.float32)
         self.rows = max(ROWS, slots)
-        values, numbers = (laid := Laid(self.program)).values, buffers(laid)
-        self.interfaces = [interface(values, step) for step in self.program]
-        self.numbers = {name: number for name, number in numbers.items() if values[name].rows != "root"}
-        self.memory: dict[int, Array] = {}
-        self.segments: dict[int, caching.CachedSegment] = {}
-        self.geometries: OrderedDict[tuple[int, ...], _Geometry] = OrderedDict()
+        self.memory: dict[Buffer, Array] = {}
+        self.segments: dict[tuple[str, ...], caching.CachedSegment] = {}  # by the values that they write
+        self.geometries: OrderedDict[tuple[int, ...], Geometry] = OrderedDict()
+        self._walk(part.program)
         self.x = np.zeros((self.rows, spec.hidden), np.float32)  # what rank 0 sends where it has no part
         self.resting = False
         self.turns = count()
@@ -120,11 +91,29 @@ class Decoder:
         every = np.arange(self.positions)
         self.tables = {block.rotary: angles(block.rotary, every) for block in blocks if block.rotary is not None}
         mode = part.plan.weights_mode[part.rank]
-        for place, step in enumerate(self.program):
-            if isinstance(step, Compute):
-                self.segments[place] = caching.cached_segment(step, store, part, mode, self.threads, self.cache)
-        self.first = next(self.interfaces[place][1][0] for place, step in enumerate(self.program) if isinstance(step, Sync))
-        self.last = self.interfaces[max(self.segments)][1][-1]
+        for step in self.program:
+            if isinstance(step, Compute) and not _casts(step):
+                self.segments[step.writes] = caching.cached_segment(step, store, part, mode, self.threads, self.cache)
+
+    def _walk(self, program: Program) -> None:
+        """Have done the steps of a program from now on."""
+        laid = Laid(program)
+        self.program, self.interfaces = program, laid.interfaces
+        self.numbers: dict[str, Buffer] = {
+            name: (number, laid.values[name].dtype) for name, number in buffers(laid).items() if laid.values[name].rows != "root"
+        }
+        self.first = next(writes[0] for step, (_, writes) in zip(program, laid.interfaces) if isinstance(step, Sync))
+        self.last = [writes for step, (_, writes) in zip(program, laid.interfaces) if isinstance(step, Compute)][-1][-1]
+        with self.machine.exchanges.lock:  # which is MPI's too
+            for geometry in self.geometries.values():
+                geometry.free()
+        self.geometries.clear()
+        self.memory.clear()
+
+    def send_as(self, wire: Wire) -> None:
+        """Let sums travel as numbers of another type. Every rank of the plan calls it, between steps; sessions stay as they are."""
+        self.part = replace(self.part, plan=replace(self.part.plan, wire=wire))
+        self._walk(self.part.program)
 
     # rank 0
 
@@ -215,7 +204,7 @@ class Decoder:
             self._lose(order, rows)
         return rows
 
-    def _in_order(self, at: _Geometry, pairs: float) -> None:
+    def _in_order(self, at: Geometry, pairs: float) -> None:
         computed, exchanged, clock, emulated = 0.0, 0.0, time.perf_counter(), self.machine.emulation.on
         for runs, add_up in at.moves:
             for run, step in runs:
@@ -234,7 +223,7 @@ class Decoder:
         self.spent["compute_seconds"] += computed
         self.spent["wire_seconds"] += exchanged
 
-    def _in_turns(self, tiles: Sequence[_Geometry], pairs: Sequence[float]) -> None:
+    def _in_turns(self, tiles: Sequence[Geometry], pairs: Sequence[float]) -> None:
         """Compute tile after tile up to the next sum, each when its last one is there."""
         emulation, begin, waited = self.machine.emulation, time.perf_counter(), 0.0
         coming: list[threading.Event | None] = [None] * len(tiles)
@@ -304,7 +293,7 @@ class Decoder:
 
     # preparation: nothing below runs for a shape of steps that was seen before
 
-    def _geometry(self, order: Order, begin: int, tiles: int) -> _Geometry:
+    def _geometry(self, order: Order, begin: int, tiles: int) -> Geometry:
         """Return what is ready for a step, or for one of several tiles of it, of which this one begins at a row."""
         shape = (order.first, order.count, order.each, begin, tiles)
         known = self.geometries.get(shape)
@@ -318,7 +307,7 @@ class Decoder:
                 oldest.free()
         return made
 
-    def _prepare(self, order: Order, begin: int, tiles: int) -> _Geometry:
+    def _prepare(self, order: Order, begin: int, tiles: int) -> Geometry:
         rows = order.rows
         values = {name: self._buffer(number)[begin : begin + rows] for name, number in self.numbers.items()}
         told: dict[str, Array] = {"shape": np.array([order.count, order.each, -1], np.int64), "reach": np.zeros(order.count, np.int32)}
@@ -328,13 +317,15 @@ class Decoder:
         wanted = {name for segment in self.segments.values() for name in segment.asked}
         turned = {asked(kind, rotary): (rotary, which) for rotary, which, kind in kinds if asked(kind, rotary) in wanted}
         told |= {name: np.empty((rows, len(rotary.frequencies)), np.float32) for name, (rotary, _) in turned.items()}
-        made, runs, known = _Geometry(order, values, told, turned), Runs(), dict[tuple[int, int], Sum]()
-        for place, step in enumerate(self.program):
-            reads, writes = self.interfaces[place]
-            if isinstance(step, Compute):
+        made, runs, known = Geometry(order, values, told, turned), Runs(), dict[tuple[int, int], Sum]()
+        for step, (reads, writes) in zip(self.program, self.interfaces):
+            if isinstance(step, Compute) and _casts(step):
+                runs.append((sessions.cast(values[reads[0]], values[writes[0]]), step))
+            elif isinstance(step, Compute):
+                segment = self.segments[step.writes]
                 named = dict(zip((*step.reads, *step.writes), (values[name] for name in (*reads, *writes))))
-                runs += [(partial(named[name].fill, 0), replace(step, ops=())) for name in self.segments[place].zeros]
-                run = self._bound(self.segments[place], named | told, order)
+                runs += [(partial(named[name].fill, 0), replace(step, ops=())) for name in segment.zeros]
+                run = self._bound(segment, named | told, order)
                 runs += [(run, step)] if run is not None else []
             elif step.kind == "allreduce":  # what comes from rank 0 is there
                 assert self.layers is not None
@@ -347,10 +338,10 @@ class Decoder:
         made.moves.append((runs, None))
         return made
 
-    def _travelling(self, at: _Geometry, terms: Array, sums: Array, row: int) -> Sum:
+    def _travelling(self, at: Geometry, terms: Array, sums: Array, row: int) -> Sum:
         """Return what begins a sum of a tile whose first row is `row`, and returns what tells that it is there."""
         assert self.layers is not None
-        exchanges, room = self.machine.exchanges, self._buffer(ROOM)[row : row + len(terms)]
+        exchanges, room = self.machine.exchanges, self._buffer((ROOM, str(terms.dtype)))[row : row + len(terms)]
         with exchanges.lock:  # preparing calls MPI
             add_up, spread = exchanges.sum_up(terms, sums, room, exchanges.ranks_of(self.layers), 2 * row)
         at.rings += [add_up, spread]
@@ -378,7 +369,12 @@ class Decoder:
                 sessions.bind(binding.bind_output, whole.format(layer), array)
         return sessions.runner(segment.session, binding)
 
-    def _buffer(self, number: int) -> Array:
-        if number not in self.memory:
-            self.memory[number] = np.zeros((self.rows, self.spec.hidden), np.float32)
-        return self.memory[number]
+    def _buffer(self, which: Buffer) -> Array:
+        if which not in self.memory:
+            self.memory[which] = np.zeros((self.rows, self.spec.hidden), which[1])
+        return self.memory[which]
+
+
+def _casts(step: Compute) -> bool:
+    """Tell whether a step is a cast of what travels, which needs no session of its own."""
+    return all(isinstance(op, Cast) for op in step.ops)

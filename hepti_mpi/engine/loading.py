@@ -7,10 +7,9 @@ Every stage ends with all ranks agreeing that it worked, so that an error on one
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import hold, same_plan
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.segments import Segments
+from hepti_mpi.engine.wires import ByLayer
 from hepti_mpi.errors import CapacityError, InputError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.tasks.heads import embed
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from hepti_mpi.planning.price import Price
 
 R = TypeVar("R")
-PARTS = 8  # of the layers: smaller ones are not tried with a type of their own on the wire
 ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another
 
 
@@ -170,41 +169,13 @@ def within(ready: Ready) -> tuple[Ready, float]:
     error = exact.error(ready)
     if error <= ready.tolerance:  # which a result that is no number does not pass
         return replace(ready, wire_error=error), error
-    found, wires = _ByLayer(ready, exact), ready.plan.wires
-    for longer, short in reversed([*pairwise(WIRES)]):
-        places = [place for place, one in enumerate(wires) if one == short]
-        wires = tuple(longer if one == short else one for one in wires)
-        if places and (longer == WIRES[0] or found.takes(wires)):
-            found.shorten(places, short, too_many=True)
-            break
+
+    def error_of(wires: tuple[str, ...]) -> float:
+        return exact.error(swap(ready, replace(ready.plan, wire=wire_of(wires))))
+
+    found = ByLayer(ready.tolerance, error_of, len(ready.plan.layers))
+    found.search(ready.plan.wires)
     return replace(swap(ready, replace(ready.plan, wire=wire_of(found.wires), predicted_seconds=None)), wire_error=found.error), error
-
-
-class _ByLayer:
-    """The types that travel in each layer, as short as they were found to change results by no more than the tolerance of what is `ready`:
-    float32 to begin with, which changes nothing."""
-
-    def __init__(self, ready: Ready, exact: "Exact") -> None:
-        self.ready, self.exact = ready, exact
-        self.wires, self.error = (WIRES[0],) * len(ready.plan.layers), 0.0
-
-    def takes(self, wires: tuple[str, ...]) -> bool:
-        """Take these instead, if they do not change too much; tell whether. Collective."""
-        error = self.exact.error(swap(self.ready, replace(self.ready.plan, wire=wire_of(wires))))
-        if error <= self.ready.tolerance:
-            self.wires, self.error = wires, error
-        return error <= self.ready.tolerance
-
-    def shorten(self, places: Sequence[int], short: str, too_many: bool = False) -> bool:
-        """Let a short type travel in layers at `places`: in all, or else in as many of each half; tell whether in all. `too_many`: it is
-        known that not in all. Some layers change results ten times as much as others, wherever they are. Collective."""
-        if not too_many and self.takes(tuple(short if place in places else one for place, one in enumerate(self.wires))):
-            return True
-        half = len(places) // 2
-        if half * PARTS >= len(self.wires):
-            every = self.shorten(places[:half], short)
-            self.shorten(places[half:], short, too_many=every)
-        return False
 
 
 def wire_error(ready: Ready, rows: int) -> float:

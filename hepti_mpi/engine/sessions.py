@@ -187,6 +187,21 @@ def _summing(terms: int, block: int | None) -> onnxruntime.InferenceSession:
     return opening.session(made, Path("."), "packed", 1)
 
 
+@cache
+def _casting(made_of: int, to: int) -> onnxruntime.InferenceSession:
+    """Return the session that makes numbers of one of ONNX's types into those of another: x [r, w] -> y."""
+    graph = Graph()
+    graph.node("Cast", ["x"], ["y"], to=to)
+    x, y = (helper.make_tensor_value_info(name, kind, None) for name, kind in (("x", made_of), ("y", to)))
+    return opening.session(helper.make_graph(graph.nodes, "casting", [x], [y]), Path("."), "packed", 1)
+
+
+def cast(values: np.ndarray, result: np.ndarray) -> Callable[[], None]:
+    """Return what leaves float16 `values` [r, w] as float32 in `result`, or the other way round. What is too large becomes infinite."""
+    types = {np.dtype(np.float32): int(TensorProto.FLOAT), np.dtype(np.float16): int(TensorProto.FLOAT16)}
+    return bound(_casting(types[values.dtype], types[result.dtype]), {"x": values}, result)
+
+
 def add_short(target: np.ndarray, own: np.ndarray, terms: Sequence[tuple[np.ndarray, ...]]) -> Callable[[], None]:
     """Return what leaves the sum of float32 `own` [r, w] and `terms`, in their order, in float32 `target`: many times sooner than NumPy,
     which casts without vectors. A term is float16, or int8 numbers [r, w] and their scales [r, blocks]."""

@@ -19,11 +19,12 @@ from hepti_mpi.planning.memory import cache_bytes, less_cache
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.planning.stepping import Steps, divided
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.plan import Plan, granules_fit
+from hepti_mpi.program.plan import SUMS, WIRES, Plan, granules_fit
 
 DIVIDED = ("heads", "columns")
+SHORTER = 0.98  # times as long as with float32 on the wire a plan with a shorter type must promise to take
 INSIDE = 1.01  # times as soon as whole groups of heads parts of them must promise to be
-BY_WEIGHTS = ("hepti", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
+BY_WEIGHTS = ("hepti", "hepti-float16", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
 
 
 def check(name: str, request: Request, ranks: int) -> None:
@@ -50,7 +51,8 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
         if plan.divided:  # one row cannot be scattered: its sums are whole
             plan = replace(plan, reduction="allreduce")
         return replace(decision, chosen=added.priced(replace(decision.chosen, plan=plan)))
-    wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",))
+    wires = wires_of(name, request)
+    wide = replace(request, strategy="auto", layout=DIVIDED, wires=WIRES[:1])
     decisions = _searched(spec, source_hash, profile, wide, name != "tensor")
     decision, *_ = decisions
     every = [one for found in decisions for one in (found.chosen, *found.close, *found.others) if _walkable(one)]
@@ -61,15 +63,24 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
         cut = [replace(plan, prompt_tiles=tiles) for plan in plans] if plans[0].divided else plans
         return np.asarray((chunks * taken.each(cut) + request.answer * added.each(plans)) * np.where(inside, INSIDE, 1))
 
-    like = next((one.plan for one in every if one.plan.divided), None)
+    like = next((replace(one.plan, wire=wires[-1]) for one in every if one.plan.divided), None)
     tiles = 1 if like is None else taken.cut(like, 2).prompt_tiles  # more of them change little of who had best have what
     if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
         every.append(found)
+    every = [replace(one, plan=replace(one.plan, wire=wire)) for one in every for wire in (wires if one.plan.divided else WIRES[:1])]
     wanted = [one for one in every if one.plan.divided] if name == "tensor" else every
-    chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]))
+    chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]) * (SHORTER if one.plan.wire == WIRES[0] else 1))
     others = [one for one in every if one is not chosen]
     first, *others = map(added.priced, (replace(chosen, plan=taken.cut(chosen.plan)), *others))
     return replace(decision, chosen=first, others=tuple(others), close=())
+
+
+def wires_of(name: str, request: Request) -> tuple[str, ...]:
+    """Return the types in which sums may travel by a method, longest first."""
+    allowed = request.wires
+    if name in methods.OURS:
+        allowed = replace(request, **methods.OURS[name]).wires  # type: ignore[arg-type]
+    return tuple(wire for wire in SUMS if wire in allowed)
 
 
 def prompt_seconds(spec: ModelSpec, profile: ClusterProfile, request: Request, plan: Plan) -> float:
@@ -103,7 +114,8 @@ def prompt_bound(
     spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, known: Sequence[Plan] = ()
 ) -> float:  # fmt: skip
     """Return what no plan takes less than until a prompt is in and the word behind it known: the longer of computing, were the wire free,
-    and of sending, were computing free, by the best shares for that, or the soonest board alone. `known`: plans found otherwise."""
+    and of sending in a type that is allowed, were computing free, by the best shares for that, or the soonest board alone. `known`: plans
+    found otherwise."""
     rows, ranks = min(request.prompt, request.largest or request.rows), len(profile.nodes)
     freely = Steps(spec, profile, rows, request.attended, by=Freely)
 
@@ -113,12 +125,13 @@ def prompt_bound(
         return Plan(spec.name, source_hash, (DIVIDED,) * spec.layers, heads, columns, first, ("",) * ranks, ("packed",) * ranks)
 
     every = [divided_by([int(rank == own) for rank in range(ranks)]) for own in range(ranks)]
-    every += [replace(plan, prompt_tiles=1) for plan in known]
+    every += [replace(plan, prompt_tiles=1) for plan in known if plan.shortest in request.wires]
     if ranks > 1:
         wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",), shares=None, mode="packed", limits=(1 << 60,) * ranks)
-        like = divided_by([1] * ranks)
-        found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each)
-        every += [found.plan] if found else []
+        for wire in wires_of("hepti", request):
+            like = replace(divided_by([1] * ranks), wire=wire)
+            found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each)
+            every += [found.plan] if found else []
     return -(-request.prompt // rows) * min(map(freely.seconds, every))
 
 

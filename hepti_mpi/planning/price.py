@@ -22,7 +22,7 @@ from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.grouping import shared
 from hepti_mpi.program.ops import AddNorm, Mix, Op, Share
-from hepti_mpi.program.plan import Plan
+from hepti_mpi.program.plan import WIRES, Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
 
 PADDING = 0.25  # of what a call takes the nodes take that lay heads out of which a rank has a part of a group
@@ -232,8 +232,8 @@ class Pricer:
         return self.laid[id(program)]
 
     def parts(self, step: Sync) -> tuple[Sync, ...]:
-        """Return the exchanges that one is: a whole sum of emulated boards is two."""
-        if self.emulated and step.kind == "allreduce":
+        """Return the exchanges that one is: a whole sum of emulated boards, or in a short type, is two."""
+        if step.kind == "allreduce" and (self.emulated or step.wire != WIRES[0]):
             return tuple(replace(step, kind=kind) for kind in EVENLY)
         return (step,)
 
@@ -311,7 +311,7 @@ class Batch:
             parts = zip(*([getattr(group.links, field.name) for field in fields(Links)] for group in groups))
             self.links = Links(*(np.concatenate(part, axis=-1) for part in parts))
         self.in_turn = like.collectives == "mpi"
-        self.by_messages = like.divided and (not self.in_turn or pricer.emulated)
+        self.by_messages = like.divided and (not self.in_turn or pricer.emulated or like.shortest != WIRES[0])
         own = shares.rows
         every = {"rows": own, "full": np.zeros_like(own) + own.sum(axis=0)}
         heads = shares.heads, shares.columns, *shared(shares.heads, pricer.spec.group)

@@ -67,7 +67,11 @@ class Steps:
         return best
 
     def each(self, plans: Sequence[Plan]) -> np.ndarray:
-        """Return the seconds of a step of plans with the same layouts, tiles and as many active ranks each, [plans]."""
+        """Return the seconds of a step of plans with the same layouts, wire, tiles and as many active ranks each, [plans]."""
+        if not isinstance(plans[0].wire, str):  # each type as often as it travels
+            types = dict.fromkeys(plans[0].wires)
+            parts = [plans[0].wires.count(one) * self.each([replace(plan, wire=one) for plan in plans]) for one in types]
+            return np.asarray(sum(parts) / len(plans[0].wires))
         if tiles_of(plans[0].prompt_tiles, self.pricer.rows) > 1 and not plans[0].tiles:
             plans = [_in_tiles(plan, self.pricer.rows) for plan in plans]
         like, (programs, times) = plans[0], self._programs(plans[0])

@@ -19,6 +19,7 @@ from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.teams import GAIN, crowded
 from hepti_mpi.program.placement import Placement, Stage, Team
+from hepti_mpi.program.plan import WIRES
 
 MOST_TEXTS = 1024  # that are shared out one by one; more are as many times these
 
@@ -118,7 +119,8 @@ def _best(
         limits = None if request.limits is None else tuple(request.limits[rank] for rank in ranks)
         own = profiles.of_ranks(profile, ranks)
         try:
-            found = texts.decide("hepti", spec, source_hash, own, replace(request, limits=limits, mode=mode), slots)
+            asked = replace(request, limits=limits, mode=mode, wires=WIRES[:1])  # what a short wire changes is checked of one plan only
+            found = texts.decide("hepti", spec, source_hash, own, asked, slots)
         except CapacityError:
             return None
         (team,) = found.placement.teams

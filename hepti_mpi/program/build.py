@@ -1,6 +1,7 @@
 """From a model and a plan to the steps of one inference. Pure: knows layers, layouts and operations; no time, file, MPI or ONNX."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from hepti_mpi.models.blocks import KINDS, Attention, Norm
@@ -93,6 +94,8 @@ class _Builder:
         width = width or self.spec.hidden
         if kind in ("allgatherv", "to_heads", "to_rows", "reduce_scatter") and self.wire != "float32":
             return self.short(kind, values, roles, width)
+        if kind == "allreduce" and self.wire != "float32":
+            return (self.short_sum(values[0], roles, width),)
         targets = tuple(map(self.new, roles)) if kind != "gatherv" else (RESULT,)
         self.steps.append(Sync(kind, values, targets, width=width))
         return targets
@@ -111,6 +114,15 @@ class _Builder:
             self.steps.append(Sync(kind, cut, came, 0, width, wire, scales))
             self.cast(want, came, targets, ops.Cast(-1, (), (), width, self.spec.heads, "float32", scales))
         return targets
+
+    def short_sum(self, term: str, role: str, width: int) -> str:
+        """Sum a term up in the layer's short type, in which the sum travels too."""
+        cut, came, target = self.new("short"), self.new("short"), self.new(role)
+        have, want = EXCHANGES["allreduce"]
+        self.cast(have, (term,), (cut,), ops.Cast(-1, (), (), width, self.spec.heads, self.wire))
+        self.steps.append(Sync("allreduce", (cut,), (came,), 0, width, self.wire))
+        self.cast(want, (came,), (target,), ops.Cast(-1, (), (), width, self.spec.heads, "float32"))
+        return target
 
     def cast(self, held: Holding, reads: tuple[str, ...], writes: tuple[str, ...], like: ops.Cast) -> None:
         """Append a cast of values, like another one, as ranks hold them."""
@@ -294,15 +306,24 @@ def _with_interfaces(steps: list[Step]) -> list[Step]:
 
 def _expanded(steps: list[Step], tiles: int) -> Program:
     """Repeat per tile what is done per tile: each Compute together with the exchanges that follow it, so that a tile travels while
-    the next one is computed."""
+    the next one is computed, and with the casts of what it sends and of what came for it: else it would wait for the other tiles' too."""
     result: list[Step] = []
     stage: list[Step] = []
     for step in [*steps, None]:
-        cast = isinstance(step, Compute) and all(op.gives().dtype != "float32" for op in step.ops)  # goes with what it casts
-        if step is None or (isinstance(step, Compute) and not cast):
+        if step is None or (isinstance(step, Compute) and not _goes_on(stage, step)):
             for tile in range(tiles):
                 result += [s if s.tile == tile else s.of_tile(tile) for s in stage]
             stage = []
         if step is not None:
             stage.append(step)
     return tuple(result)
+
+
+def _goes_on(stage: Sequence[Step], step: Compute) -> bool:
+    """Tell whether a Compute is done for a tile right behind a stage of that tile: a cast to a short type with what it casts, and what
+    follows a cast to the long one, unless it reads that of all tiles."""
+    if all(op.gives().dtype != "float32" for op in step.ops):
+        return True
+    last = stage[-1] if stage else None
+    back = isinstance(last, Compute) and all(isinstance(op, ops.Cast) and op.dtype == "float32" for op in last.ops)
+    return back and last is not None and not any(name in last.writes for op in step.ops for name in op.whole())

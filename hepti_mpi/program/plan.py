@@ -17,6 +17,7 @@ LAYOUTS = {"attention": ("heads", "rows", "alltoall", "recompute", "local"), "ml
 REDUCTIONS = ("allreduce", "reduce_scatter")
 COLLECTIVES = ("mpi", "own")
 WIRES = ("float32", "float16", "int8")
+SUMS = WIRES[:2]  # in which whole sums of texts travel
 Wire = str | tuple[str, ...]  # one type of WIRES for all layers, or, where they differ, one for each
 MOST_PROMPT_TILES, LEAST_TILE_ROWS = 4, 16
 WHOLE = ("local", "rows")  # the layout in which nothing travels
@@ -34,7 +35,7 @@ class Plan:
     `reduction`: how partial sums become full rows: "allreduce", or "reduce_scatter" with the tail on rows and an Allgatherv.
     `collectives`: "mpi": MPI's own, each waited for before the next step; "own": messages that travel while ranks compute.
     `wire`: what travels within a layer and from it to the next: "float32"; "float16", which halves the bytes and rounds; or "int8" with a
-    scale for each row of each head's width, about a quarter of them. One type for all layers, or one for each.
+    scale for each row of each head's width, about a quarter of them. One type for all layers, or one for each. Of texts: of their sums.
     `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
     `prompt_tiles`: of a plan for texts, into how many tiles a piece of a prompt is cut, whose sums travel while others are computed.
 
@@ -163,7 +164,7 @@ def kind_of(plan: Plan) -> str:
     short, where = in_words(plan.wire)
     wire = f", {short} wire{where}" if short != WIRES[0] else ""
     if plan.prompt_tiles > 1:
-        return f"{layouts}, prompts in {plan.prompt_tiles} tiles"
+        return f"{layouts}, prompts in {plan.prompt_tiles} tiles{wire}"
     return layouts + tiles + wire + (", MPI collectives" if plan.collectives == "mpi" else "")
 
 
@@ -263,9 +264,10 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool 
         raise PlanError("the plan's tiles do not add up to its rows")
     if "local" in used and ({attention for attention, _ in plan.layers} != {"local"} or len(plan.tiles) > 1):
         raise PlanError("the plan keeps requests whole in some layers only, or cuts them into tiles")
-    if plan.collectives == "mpi" and (len(plan.tiles) > 1 or plan.wire != "float32" or "alltoall" in used):
-        raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")
     by_sums = plan.reduction == "allreduce" and plan.collectives == "mpi"
+    short = plan.shortest != WIRES[0] and not (spec.generates and by_sums and plan.shortest in SUMS)
+    if plan.collectives == "mpi" and (len(plan.tiles) > 1 or short or "alltoall" in used):
+        raise PlanError("the plan has tiles, a short wire or an alltoall, for which it needs collectives 'own'")
     if plan.prompt_tiles not in range(1, (MOST_PROMPT_TILES if by_sums else 1) + 1):
         most = f"expected 1 to {MOST_PROMPT_TILES}, and 1 without reduction 'allreduce' by collectives 'mpi'"
         raise PlanError(f"the plan has {plan.prompt_tiles} as prompt_tiles, {most}")

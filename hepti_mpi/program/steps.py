@@ -50,7 +50,7 @@ class Sync:
     (back); gatherv takes the result to the root; slice (full to rows) moves nothing. `width`: numbers in a row of each value, of all heads.
 
     `wire`: the type that travels; where it is int8, `scales`: how many a row has. What it reads is of that type then, numbers and scales of
-    one value after the other; of a sum it reads the float32 term too, first, and writes a float32 sum.
+    one value after the other; of a sum of rows it reads the float32 term too, first, and writes a float32 sum.
     """
 
     kind: str

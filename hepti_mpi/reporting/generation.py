@@ -8,7 +8,7 @@ from hepti_mpi.planning.staging import Staged
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.planning.writing import Writers
 from hepti_mpi.program.placement import Placement
-from hepti_mpi.program.plan import kind_of
+from hepti_mpi.program.plan import WIRES, in_words, kind_of
 from hepti_mpi.quantiles import median
 from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION, board_facts, emulated
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
@@ -52,14 +52,15 @@ def generation_record(spec: ModelSpec, answers: Sequence[Timed], seconds: float)
 
 def ranks_record(
     placement: Placement, startup: Mapping[str, float], facts: Sequence[Mapping[str, Any]], teams: Sequence[Mapping[str, Any]],
-    seconds: float,
+    seconds: float, wire_error: float = 0.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what that document says of the ranks: what starting took, and of each rank and each of `teams` what it did, in `seconds`."""
+    """Return what that document says of the ranks: what starting took, and of each rank and each of `teams` what it did, in `seconds`;
+    `wire_error`: by how much the wire's type changes a probability."""
     document: dict[str, Any] = {"startup_seconds": {key: _short(value) for key, value in startup.items()}}
     plan = placement.together
     if plan is not None:
         predicted = plan.predicted_seconds
-        document |= {"strategy": plan.strategy, "plan_hash": plan.hash}
+        document |= {"strategy": plan.strategy, "plan_hash": plan.hash, "wire": plan.wire, "wire_error": _short(wire_error)}
         document["predicted_token_seconds"] = None if predicted is None else _short(predicted)
     elif placement.is_one:
         (team,) = placement.teams
@@ -174,6 +175,9 @@ def generation_lines(document: Mapping[str, Any]) -> str:
     for team in teams:
         ranks = " and ".join(f"rank {rank}" for rank in team["members"])
         lines.append(f"{ranks}: {counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}")
+    short, where = in_words(document.get("wire", WIRES[0]))
+    if short != WIRES[0]:
+        lines.append(f"{short} on the wire{where}: probabilities of words differ from the exact ones by up to {document['wire_error']:.2g}")
     return "\n".join(lines)
 
 

@@ -41,11 +41,14 @@ class Written:
         self.said.append((prompt.index, event.text))
 
 
-def texts_head(store: Store, prompts: Sequence[Prompt], sampling: Sampling, cache: str, rows: int) -> dict[str, Any]:
-    """Return the head of a run (serving.journal) whose texts are kept in a `cache` of that format, and have so many rows at most."""
+def texts_head(
+    store: Store, prompts: Sequence[Prompt], sampling: Sampling, cache: str, rows: int, tolerance: float = 0.0
+) -> dict[str, Any]:  # fmt: skip
+    """Return the head of a run (serving.journal) whose texts are kept in a `cache` of that format, and have so many rows at most;
+    `tolerance`: by how much sums may change on their way."""
     said = told(sampling)
     asked = [[prompt.given, prompt.ids, {key: prompt.asked[key] for key in sorted(prompt.asked) if key in said}] for prompt in prompts]
-    return head_of(store.spec.name, store.source_hash, hash_of(asked), texts=said, cache_format=cache, context=rows)
+    return head_of(store.spec.name, store.source_hash, hash_of(asked), texts=said, cache_format=cache, context=rows, tolerance=tolerance)
 
 
 def record(prompt: Prompt, answer: Answer | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from hepti_mpi.models.numerics import Array
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program.placement import Placement
+from hepti_mpi.program.plan import WIRES
 from hepti_mpi.reporting.records import refusals, too_late
 from hepti_mpi.reporting.tables import milliseconds, rate, table
 from hepti_mpi.tuning.turns import Holds
@@ -27,6 +28,7 @@ from hepti_mpi.weights.store import Store
 
 FORMAT, FORMAT_VERSION = "hepti-bench-decode", 1
 WARM_UP = 2  # tokens, where boards are not emulated
+Bounds = tuple[Mapping[str, float], float]  # seconds of the first token, by the shortest type on the wire, and of an added one
 
 
 @dataclass
@@ -43,6 +45,11 @@ class Written:
     late: float = 0.0
     overruns: float = 0.0
     weight_bytes: int = 0  # of the fullest rank
+
+    @property
+    def wire(self) -> str:
+        """The shortest type in which its sums travel."""
+        return WIRES[0] if self.placement.together is None else self.placement.together.shortest
 
     @property
     def first(self) -> float:
@@ -141,29 +148,30 @@ def _write(decoder: Decoder, written: Written, rows: Array, prompt: int, warming
 
 
 def document(
-    model: str, cluster: str, request: Request, found: Mapping[str, Written], bounds: tuple[float, float]
+    model: str, cluster: str, request: Request, found: Mapping[str, Written], bounds: Bounds
 ) -> dict[str, Any]:  # fmt: skip
-    """Return what was found as one document; `bounds`: seconds of the first token and of an added one."""
-    first, bound = bounds
+    """Return what was found as one document."""
+    firsts, bound = bounds
     methods = {
         name: {
             "tokens_per_second": _short(1 / one.token), "token_seconds": _short(one.token), "predicted_token_seconds": one.predicted[1],
             "first_token_seconds": _short(one.first), "predicted_first_token_seconds": one.predicted[0],
-            "nearness": _short(bound / one.token), "first_nearness": _short(first / one.first),
+            "nearness": _short(bound / one.token), "first_nearness": _short(firsts[one.wire] / one.first),
             "overruns": _short(one.overruns), "late": _short(one.late),
             "largest_difference": _short(_difference(found, name)),
-            **_shares(one.placement), "plan_hash": one.placement.hash if one.placement.together is None else one.placement.together.hash,
+            **_shares(one.placement), "wire": one.wire,
+            "plan_hash": one.placement.hash if one.placement.together is None else one.placement.together.hash,
         }
         for name, one in found.items()
     }  # fmt: skip
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "cluster": cluster}
-    return head | {"prompt": request.prompt, "tokens": request.answer, "bound_first_token_seconds": _short(first),
-                   "bound_token_seconds": _short(bound), "methods": methods}  # fmt: skip
+    least = {f"bound_first_token{_of(wire)}_seconds": _short(seconds) for wire, seconds in firsts.items()}
+    return head | {"prompt": request.prompt, "tokens": request.answer, **least, "bound_token_seconds": _short(bound), "methods": methods}
 
 
-def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: tuple[float, float], width: int | None = None) -> str:
-    """Return the table of what was found, soonest token first. `bounds`: seconds of the first token and of an added one."""
-    least, bound = bounds
+def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: Bounds, width: int | None = None) -> str:
+    """Return the table of what was found, soonest token first."""
+    firsts, bound = bounds
     names = sorted(found, key=lambda name: found[name].token)
     first = "hepti" if "hepti" in found else names[0]
     reference = found[first].token
@@ -173,7 +181,7 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: t
         low, high = np.quantile(one.tokens, (0.1, 0.9))
         times = rate(1 / one.token), milliseconds(one.token), f"{milliseconds(low)} - {milliseconds(high)}", f"{one.token / reference:.2f}"
         near = milliseconds(one.predicted[1]), f"{100 * (one.predicted[1] / one.token - 1):+.1f} %", f"{bound / one.token:.2f}"
-        start = milliseconds(one.first), milliseconds(one.predicted[0]), f"{least / one.first:.2f}"
+        start = milliseconds(one.first), milliseconds(one.predicted[0]), f"{firsts[one.wire] / one.first:.2f}"
         cells = *times, *near, *start, f"{_difference(found, name):.1g}"
         shares = _shares(one.placement)
         layers = "/".join(map(str, shares.get("layers", ())))
@@ -182,7 +190,10 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: t
             "first predicted", "first nearness", "difference", "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
-    text.append(f"bound of the first token: {milliseconds(least)} ms, the longer of computing and of sending, were the other free")
+    for wire, least in firsts.items():
+        short = f", {wire} on the wire" * (wire != WIRES[0])
+        what = f"bound of the first token{short}: {milliseconds(least)} ms"
+        text.append(f"{what}, the longer of computing and of sending, were the other free")
     return "\n".join([*text, *too_late({name: found[name].late for name in names})])
 
 
@@ -207,6 +218,10 @@ def _difference(found: Mapping[str, Written], name: str) -> float:
 def difference(one: Written, other: Written) -> float:
     """Return by how much the likeliest scores of two differ, at most."""
     return float(np.abs(np.array(one.best) - other.best).max())
+
+
+def _of(wire: str) -> str:
+    return "" if wire == WIRES[0] else f"_{wire}"
 
 
 def _short(value: float) -> float:

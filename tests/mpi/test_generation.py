@@ -31,7 +31,7 @@ from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.passing import Passing
 from hepti_mpi.serving.stepping import InStages, Ranks
 from hepti_mpi.serving.teams import partners
-from hepti_mpi.tuning import texts
+from hepti_mpi.tuning import shortening, texts
 from hepti_mpi.weights import writing
 from hepti_mpi.weights.outer import OuterWeights
 
@@ -168,6 +168,75 @@ def test_what_float16_does_not_have_is_no_answer(machine, folder, monkeypatch, f
             assert np.isfinite(ranks.logits(0, [8], 3)).any() == (cache == "float32")
             decoder.end()
     machine.world.barrier()
+
+
+@pytest.mark.parametrize("tiles", [1, 3])
+@pytest.mark.parametrize("case", ["llama", "gemma2", "gpt_neox", "qwen3"])
+def test_sums_in_float16(machine, store_of, case, tiles):
+    """They round, in the layers that have them; the same ranks go on without them and are exact then. All ranks have the same sums."""
+    store, world = store_of(case, golden=LONG), machine.world
+    some = tuple("float16" if layer % 2 else "float32" for layer in range(store.spec.layers))
+    plan = replace(divided(machine, store, SHARES["uneven"](world.size)), wire="float16", prompt_tiles=tiles if world.size > 1 else 1)
+    decoder, found = loading.load(machine, store, whole(plan), 2, max(LONG_LENGTHS) + 8), []
+    _, ids, logits, tokens = expected(case, LONG)
+    prompts = [row[row >= 0].tolist() for row in ids]
+    for wire in ("float16", some, "float32", "float16"):
+        decoder.send_as(wire)
+        if world.rank:
+            decoder.follow()
+            continue
+        ranks = Ranks(decoder, OuterWeights(store))
+        got = [ranks.all_logits(prompt) for prompt in prompts]
+        ones = [ranks.logits(0, [token], len(prompt))[0] for prompt in prompts for token in (7, 8)]
+        found.append(np.concatenate([*got, np.stack(ones)]))
+        if wire == "float32":
+            for wanted, one in zip(logits, got):
+                np.testing.assert_allclose(one[-len(wanted) :], wanted[-len(one) :], atol=1e-4 * np.abs(logits).max())
+        decoder.end()
+    if found:
+        every, some, exact, again = found
+        off = [float(np.abs(one - exact).max() / np.abs(exact).max()) for one in (every, some, again)]
+        assert max(off) < 1e-2 and off[0] == off[2]
+        assert world.size == 1 or min(off) > 1e-6
+    world.barrier()
+
+
+@pytest.mark.parametrize("part", [2.0, 0.5, 1e-9])
+def test_a_short_wire_changes_no_more_than_is_tolerated(machine, store_of, part):
+    """As much of what it changes as `part` says: all of it in all layers, some of it in some, or nothing, by a plan without."""
+    world, store, said = machine.world, store_of("qwen3", golden=LONG), []
+    plan = replace(divided(machine, store, SHARES["uneven"](world.size)), wire="float16")
+    profile, request = cluster([20.0] * world.size, mbit=10), Request(1, 64, 64, 64, wires=("float32", "float16"), prompt=64, answer=64)
+    decision = decoding.decide("hepti", store.spec, store.source_hash, profile, request) if world.rank == 0 else None
+    chosen = choices.Chosen(whole(plan), 1.0, 1.0, decision, None) if decision else None
+    load = functools.partial(loading.load, machine, store, slots=1, positions=48)
+
+    def found(tolerance):
+        goal = shortening.Goal(store, profile, "hepti", request, tolerance, load, said.append)
+        return shortening.loaded(machine, goal, whole(plan), chosen)
+
+    *_, whole_error = found(1e9)
+    assert not said and (whole_error > 0) == (world.size > 1)
+    placement, known, decoder, error = found(part * whole_error)
+    assert error <= part * whole_error and decoder.spent == dict.fromkeys(decoder.spent, 0.0)
+    wires = placement.together.wires
+    if world.size > 1 and part == 0.5:
+        assert 0 < wires.count("float16") < len(wires) and error > 0 and placement.together.heads == plan.heads
+        assert placement.together.predicted_seconds > 0 and (known is None or known.placement == placement)
+        assert said == [f"float16 on the wire changes probabilities of words by {whole_error:.2g}, more than --tolerance "
+                        f"{part * whole_error:g}: float16 in {wires.count('float16')} of {len(wires)} layers is used"]  # fmt: skip
+    elif world.size > 1:
+        assert set(wires) == {"float16" if part > 1 else "float32"} and len(said) == (part < 1)
+    if world.rank:
+        decoder.follow()
+        world.barrier()
+        return
+    _, ids, logits, _ = expected("qwen3")  # others than it was tried with
+    for row, wanted in zip(ids, logits):
+        got = Ranks(decoder, OuterWeights(store)).all_logits(row[row >= 0].tolist())[-len(wanted) :]
+        np.testing.assert_allclose(got, wanted[-len(got) :], atol=10 * error + 1e-4 * np.abs(logits).max())
+    decoder.end()
+    world.barrier()
 
 
 @pytest.mark.parametrize("kind", ["heads", "stages"])

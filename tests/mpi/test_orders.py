@@ -11,7 +11,7 @@ from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
 
 from hepti_mpi.cluster import links
 from hepti_mpi.comm.mail import Mail
-from hepti_mpi.comm.ranks import PART_BYTES
+from hepti_mpi.comm.sizes import PART_BYTES
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program import plan as plans
@@ -83,7 +83,7 @@ def test_links_are_measured_again(world):
 @pytest.mark.parametrize("ahead", [1, 100_000, 300_000])
 def test_a_look_fills_no_link(world, monkeypatch, ahead):
     """A link of 20 Mbit/s with a queue of 0.2 s was told as 13: more was on the way than it could hold, and was sent again."""
-    sent, came, under_way, waited = [], [], [], world._done
+    sent, came, under_way, waited = [], [], [], world.done
 
     def done(requests, *how):
         if requests and requests[0] not in sent:
@@ -103,7 +103,7 @@ def test_a_look_fills_no_link(world, monkeypatch, ahead):
     if world.rank < 2 <= world.size:
         with monkeypatch.context() as spying:
             spying.setattr(world, "mpi", Spying())
-            spying.setattr(world, "_done", done)
+            spying.setattr(world, "done", done)
             assert world.both_ways(1 - world.rank, 500_000, ahead) > 0
         assert len(sent) == len(came) == -(-ahead // PART_BYTES) + -(-500_000 // PART_BYTES)
         assert max(under_way) == -(-ahead // PART_BYTES)
