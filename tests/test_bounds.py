@@ -6,6 +6,7 @@ from decoders import CASES
 
 from hepti_mpi.engine.bounds import Bounds
 from hepti_mpi.models.formats import SCALES, VALUES
+from hepti_mpi.models.numerics import ACTIVATIONS, activate
 from hepti_mpi.program import ops
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.reference import REFERENCES, Where
@@ -81,3 +82,10 @@ def test_rows_that_nothing_is_known_of(store_of):
     (some,) = segments(store_of("llama", "q4"))
     bounds = Bounds(store_of("llama", "q4"))
     assert not any(bounds.add(op, own) for op, own in some if not isinstance(op, ops.Norm | ops.AddNorm))
+
+
+@pytest.mark.parametrize("kind", ACTIVATIONS)
+def test_no_activation_makes_a_number_larger(kind):
+    """Which Bounds takes for granted: a square of what is above 0 would not be one."""
+    x = np.linspace(-30, 30, 60001)
+    assert (np.abs(activate(kind, x)) <= np.abs(x) + 1e-12).all()

@@ -21,7 +21,8 @@ from hepti_mpi.planning.traffic import FLOAT, RING_GAIN
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid, buffers, distributions
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.ops import Cast, Norm, Share
+from hepti_mpi.program.operation import Share
+from hepti_mpi.program.ops import Cast, Norm
 from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import OUTER, Compute, Sync

@@ -9,6 +9,7 @@ from operations import operations
 from hepti_mpi.engine.kernels import KERNELS
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program import ops
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.reference import REFERENCES, Where
 
 SPEC = random_model("tiny-bert").spec
@@ -16,7 +17,7 @@ OPERATIONS = operations(SPEC)
 
 
 def classes():
-    found = [value for value in vars(ops).values() if inspect.isclass(value) and issubclass(value, ops.Op)]
+    found = [value for value in vars(ops).values() if inspect.isclass(value) and issubclass(value, Op)]
     return [kind for kind in found if not inspect.isabstract(kind)]
 
 
@@ -47,6 +48,16 @@ def test_weights_are_divided_along_the_axis_of_the_operation(label):
 def test_operations_of_other_layers_are_as_much_work():
     for one, other in zip(OPERATIONS.values(), operations(SPEC, 2, ("d", "e"), ("f",)).values()):
         assert one != other and one.sort() == other.sort()
+
+
+def test_products_are_the_matrices_by_the_rows_that_they_read():
+    """Each once, Q, K and V together, and what comes last in an MLP by itself; nothing but those is a matrix."""
+    found = {label: [[weight.name.split(".", 2)[2] for weight in some] for some in op.products()] for label, op in OPERATIONS.items()}
+    assert found["project_qkv"] == [[f"attention.{m}.weight" for m in "qkv"]] and found["out"] == [["attention.o.weight"]]
+    assert found["mlp"] == [["mlp.up.weight"], ["mlp.down.weight"]] and found["mix"] == found["add_norm"] == []
+    for label, op in OPERATIONS.items():
+        every = [weight.name.split(".", 2)[2] for weight, _ in op.weights().values() if weight.inner is not None]
+        assert sum(found[label], []) == every
 
 
 def test_a_cast_rounds():

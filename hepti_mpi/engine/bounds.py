@@ -14,7 +14,7 @@ from hepti_mpi.models.blocks import Norm
 from hepti_mpi.models.formats import CHANNELS, SCALES, VALUES, Blocks, Columns
 from hepti_mpi.planning.memory import FULL
 from hepti_mpi.program import ops
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 

@@ -3,6 +3,7 @@
 All but attention is written as in kernels.py. Knows neither who holds which heads nor when a step is done.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, prod
@@ -27,6 +28,7 @@ from hepti_mpi.models.formats import SCALES, VALUES, Blocks
 from hepti_mpi.planning.memory import FULL
 from hepti_mpi.program import ops
 from hepti_mpi.program.grouping import padding
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
@@ -66,10 +68,13 @@ def cached_segment(
     zeros = tuple(name for name in compute.writes if name in missing)
     if not outputs:
         return CachedSegment(None, (), (), zeros)
-    reads = {name for op in held for name in op.reads}
-    inputs = tuple(name for name in compute.reads if name in reads)
+    readers = defaultdict[str, list[Op]](list)
+    for op in held:
+        for name in op.reads:
+            readers[name].append(op)
+    inputs = tuple(name for name in compute.reads if name in readers)
     bounds = Bounds(store, cache=cache)
-    writing = Cached(graph or Graph(), store, part.bounds["heads"], cache=cache, largest=bounds.largest)
+    writing = Cached(graph or Graph(), store, part.bounds["heads"], cache=cache, largest=bounds.largest, readers=readers)
     for op, own in held.items():
         kernel = CACHED.get(type(op)) or KERNELS[type(op)]
         if bounds.add(op, own):
@@ -86,7 +91,7 @@ def cached_segment(
 class Cached(Writing):
     """A segment with caches that is being written. `layers`: whose; `turns`: tables of rotary positions that it reads; `before`: what a
     value was before the attention that reads it turns it itself; `together`: of a layer, Q, K and V as one value; `cache`: the type of
-    numbers of caches; `largest`: as of Bounds."""
+    numbers of caches; `largest`: as of Bounds; `readers`: of each value."""
 
     layers: list[int] = field(default_factory=list)
     turns: dict[str, None] = field(default_factory=dict)
@@ -94,6 +99,7 @@ class Cached(Writing):
     together: dict[int, str] = field(default_factory=dict)
     cache: str = FULL
     largest: Mapping[str, float] = field(default_factory=dict)
+    readers: Mapping[str, Sequence[Op]] = field(default_factory=dict)
 
     def mixes(self, op: ops.Project) -> bool:
         """A step of texts looks once, behind its last layer: Decoder."""
@@ -111,13 +117,19 @@ def turns_itself(to: Cached, block: Attention) -> bool:
     return to.cache == FULL and block.rotary is not None and block.rotary.dims == block.dim and not block.dim % TURNED_STEP
 
 
+def left_to_attention(to: Cached, op: Op) -> bool:
+    """Tell whether nothing has to be written of an operation that stands before an attention: that turns heads itself."""
+    turned = isinstance(op, ops.Rotate) and turns_itself(to, op.block)
+    return turned and all(isinstance(reader, ops.Mix) for name in op.writes for reader in to.readers.get(name, ()))
+
+
 def project(to: Cached, op: ops.Project, w: Own) -> None:
     """y [r, h] -> q, k, v; as one product where blocks of weights can be put one behind the other, and nothing comes between it and the
     attention."""
     pieces, biases = [w[f"{m}.weight"] for m in op.matrices], [w[f"{m}.bias"] for m in op.matrices if f"{m}.bias" in w]
-    kind, block = pieces[0].format, op.block
+    kind, readers = pieces[0].format, [reader for name in op.writes for reader in to.readers.get(name, ())]
     alike = isinstance(kind, Blocks) and all(piece.format is kind for piece in pieces) and len(biases) in (0, len(pieces))
-    between = any(map(block.head_norm, op.matrices)) or (block.rotary is not None and not turns_itself(to, block))
+    between = any(not isinstance(reader, ops.Mix) and not left_to_attention(to, reader) for reader in readers)
     if op.matrices != "qkv" or not alike or between:
         KERNELS[ops.Project](to, op, w)
         return
@@ -132,7 +144,7 @@ def project(to: Cached, op: ops.Project, w: Own) -> None:
 
 def rotate(to: Cached, op: ops.Rotate, w: Own) -> None:
     """[r, w] -> [r, w], left to the attention where that can do it."""
-    if turns_itself(to, op.block):
+    if left_to_attention(to, op):
         to.before.update(zip(op.writes, op.reads, strict=True))
     else:
         KERNELS[ops.Rotate](to, op, w)
@@ -147,7 +159,7 @@ def attend(to: Cached, op: ops.Mix, w: Own) -> None:
         reads[0] = padded(to, reads[0], (front, heads, back, 2 * kv_heads if len(reads) == 1 else 0), block.dim)
     reads = reads if to.cache == FULL else [short(to, name, op) for name in reads]
     tables = list[str]()
-    if block.rotary is not None and turns_itself(to, block):
+    if block.rotary is not None and op.reads[0] in to.before:
         tables = [whole_table(kind, block.rotary) for kind in ("cos", "sin")]
         to.turns.update(dict.fromkeys(tables))
     mixed = over_cache(graph, block, op.layer, reads, (front + heads + back, kv_heads), to.cache, tables)
@@ -200,7 +212,7 @@ def padded(to: Cached, value: str, counts: tuple[int, int, int, int], dim: int) 
     return to.graph.node("Gather", [to.graph.node("Reshape", [value, shape]), chosen], axis=1)
 
 
-CACHED: dict[type[ops.Op], Callable[[Cached, Any, Own], None]] = {ops.Project: project, ops.Rotate: rotate, ops.Mix: attend}
+CACHED: dict[type[Op], Callable[[Cached, Any, Own], None]] = {ops.Project: project, ops.Rotate: rotate, ops.Mix: attend}
 
 
 def check_cached(block: Attention) -> None:

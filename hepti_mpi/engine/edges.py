@@ -8,7 +8,7 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.blocks import Norm, plain
-from hepti_mpi.models.inputs.requests import Request
+from hepti_mpi.models.inputs.requests import Request, end_to_end
 from hepti_mpi.models.spec import ModelSpec, outer_weights
 from hepti_mpi.models.steps import LayerNorm, Lookup, Normalize, Step
 from hepti_mpi.models.tasks.heads import apply_head, embed
@@ -34,8 +34,7 @@ def edges_of(hidden: int) -> Edges:
         space = np.empty((requests * rows, hidden), np.float32)
 
         def call() -> None:
-            joined = {key: np.concatenate([request.arrays[key] for request in every]) for key in arrays}
-            np.copyto(space, embed(like, weights, joined))
+            np.copyto(space, embed(like, weights, end_to_end(every)))
             apply_head(like, weights, {}, space, every, False)
 
         return call

@@ -16,6 +16,7 @@ from hepti_mpi.models import blocks
 from hepti_mpi.models.numerics import ACTIVATIONS
 from hepti_mpi.program import ops
 from hepti_mpi.program.grouping import read
+from hepti_mpi.program.operation import Op
 from hepti_mpi.weights.slices import Slice
 from hepti_mpi.weights.store import Store
 
@@ -133,7 +134,7 @@ class Writing:
     graph: Graph
     store: Store
     heads: tuple[int, int]
-    finite: set[ops.Op] = field(default_factory=set)
+    finite: set[Op] = field(default_factory=set)
 
     def count(self, op: ops.HeadNorm | ops.Rotate | ops.Mix, matrix: str = "q") -> int:
         """Return of how many heads a value of an operation is, one that one of "qkv" gave."""
@@ -164,11 +165,11 @@ class Writing:
 
 Own = Mapping[str, Slice]  # by what each is to the operation: the rank's slices of its weights
 Kernel = Callable[[Writing, Any, Own], None]  # into what, the operation, its weights
-KERNELS: dict[type[ops.Op], Kernel] = {}
+KERNELS: dict[type[Op], Kernel] = {}
 Written = TypeVar("Written", bound=Kernel)
 
 
-def of(kind: type[ops.Op]) -> Callable[[Written], Written]:
+def of(kind: type[Op]) -> Callable[[Written], Written]:
     """Register the function that follows for operations of a class."""
 
     def register(function: Written) -> Written:

@@ -213,7 +213,7 @@ class Exact:
 def _built_in(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
     """Return how long built-in inputs are and what the layers begin with, or a random one of the magnitude that LayerNorm gives, where the
     model takes none."""
-    from hepti_mpi.models.inputs.requests import read_requests
+    from hepti_mpi.models.inputs.requests import end_to_end, read_requests
 
     requests = []
     with suppress(InputError):
@@ -222,5 +222,4 @@ def _built_in(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
         return [rows], np.random.default_rng(0).standard_normal((rows, store.spec.hidden), np.float32)
     fitting = int((np.cumsum([one.rows for one in requests]) <= rows).sum())
     requests = requests[: max(1, fitting)]
-    arrays = {key: np.concatenate([one.arrays[key] for one in requests]) for key in requests[0].arrays}
-    return [one.rows for one in requests], embed(store.spec, OuterWeights(store), arrays)
+    return [one.rows for one in requests], embed(store.spec, OuterWeights(store), end_to_end(requests))

@@ -15,7 +15,7 @@ from hepti_mpi import splits
 from hepti_mpi.models.attention import angles, bucket, within
 from hepti_mpi.models.blocks import Attention
 from hepti_mpi.program import ops
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 
 
 @dataclass(frozen=True)

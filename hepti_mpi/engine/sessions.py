@@ -22,7 +22,7 @@ from hepti_mpi.engine.kernels import ASKED, KERNELS, Writing, from_int8
 from hepti_mpi.engine.runtime import KEEPS_PACKED
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.formats import F16, F32
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.prepacked import key_of, processor_name
 from hepti_mpi.weights.slices import Slice

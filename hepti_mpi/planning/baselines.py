@@ -22,7 +22,7 @@ from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program import ops
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.ops import Op, Share
+from hepti_mpi.program.operation import Op, Share
 from hepti_mpi.program.plan import Plan
 
 TENSOR, SEQUENCE = ("heads", "columns"), ("rows", "rows")

@@ -1,7 +1,6 @@
 """What a program costs on given machines, in seconds and bytes, for many plans at once. Pure: reads a profile, runs nothing.
 
-Knows how fast ranks compute; what an exchange puts on their links is traffic.py's, who waits for whom walk.py's. Arrays are [ranks, plans],
-the ranks being the active ones.
+Knows how fast ranks compute; what an exchange puts on links is traffic.py's, who waits for whom walk.py's. Arrays: [active ranks, plans].
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,8 @@ from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.grouping import shared
-from hepti_mpi.program.ops import AddNorm, Mix, Op, Share
+from hepti_mpi.program.operation import Op, Share
+from hepti_mpi.program.ops import AddNorm, Mix
 from hepti_mpi.program.plan import WIRES, Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
 

@@ -14,7 +14,7 @@ from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.memory import word_table
 from hepti_mpi.program import ops
 from hepti_mpi.program.grouping import shared
-from hepti_mpi.program.ops import Share
+from hepti_mpi.program.operation import Op, Share
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
 
@@ -68,11 +68,10 @@ def step_work(spec: ModelSpec, plan: Plan, rank: int, step: Compute, rows: int, 
     return Work(products, **sums)
 
 
-def _formats(spec: ModelSpec, op: ops.Op) -> list[tuple[str, float]]:
+def _formats(spec: ModelSpec, op: Op) -> list[tuple[str, float]]:
     """Return the formats of the matrices of an operation, and the part of their numbers that is in each."""
     found: dict[str, float] = {}
-    for weight, _ in op.weights().values():
-        if weight.inner is not None:
-            name = spec.stored(weight).format.name
-            found[name] = found.get(name, 0) + prod(weight.shape)
+    for weight in (weight for some in op.products() for weight in some):
+        name = spec.stored(weight).format.name
+        found[name] = found.get(name, 0) + prod(weight.shape)
     return [(name, count / sum(found.values())) for name, count in found.items()]

@@ -1,6 +1,6 @@
 """Where the values of a program live and what each step must wait for. Pure: knows steps and names of values; no sizes, no MPI."""
 
-from hepti_mpi.program.ops import Form
+from hepti_mpi.program.operation import Form
 from hepti_mpi.program.ownership import ROOT
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Value
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from hepti_mpi.models.blocks import KINDS, Attention, Norm
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program import ops
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Sync

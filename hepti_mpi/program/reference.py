@@ -10,6 +10,7 @@ from hepti_mpi.models import reference as formulas
 from hepti_mpi.models.attention import mixed
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.program import ops
+from hepti_mpi.program.operation import Op
 
 Own = Mapping[str, Array]  # by what each is to the operation: the rank's slices of its weights
 
@@ -25,11 +26,11 @@ class Where:
 
 
 Reference = Callable[[Any, Own, Sequence[Array], Where], list[Array]]  # the operation, its weights, what it reads -> what it writes
-REFERENCES: dict[type[ops.Op], Reference] = {}
+REFERENCES: dict[type[Op], Reference] = {}
 Written = TypeVar("Written", bound=Reference)
 
 
-def of(kind: type[ops.Op]) -> Callable[[Written], Written]:
+def of(kind: type[Op]) -> Callable[[Written], Written]:
     """Register the function that follows for operations of a class."""
 
     def register(function: Written) -> Written:

@@ -15,7 +15,7 @@ the next is computed. The order of the steps is one in which they can be done; `
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
 
 EMBEDDED = "embedded"  # [rows, hidden] on the root: what the layers start from

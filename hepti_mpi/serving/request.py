@@ -50,8 +50,9 @@ class Answerer:
 
     def embedded(self, requests: "Sequence[Request]") -> np.ndarray:
         """Return what the layers begin with, float32 [rows of all, hidden]."""
-        arrays = {key: np.concatenate([request.arrays[key] for request in requests]) for key in requests[0].arrays}
-        return embed(self.spec, self.weights, arrays)
+        from hepti_mpi.models.inputs.requests import end_to_end
+
+        return embed(self.spec, self.weights, end_to_end(requests))
 
     def results(self, requests: "Sequence[Request]", hidden: np.ndarray) -> list[Result]:
         """Return what the head makes of the last hidden state [rows of all, hidden]; nothing of it lies in that buffer."""

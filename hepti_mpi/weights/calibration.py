@@ -13,14 +13,14 @@ from hepti_mpi.errors import InputError, ModelError
 from hepti_mpi.models.blocks import Weight
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.formats import Seen
-from hepti_mpi.models.inputs.requests import Request, held_out_requests, passage_requests, read_requests
+from hepti_mpi.models.inputs.requests import Request, end_to_end, held_out_requests, passage_requests, read_requests
 from hepti_mpi.models.reference import widened
 from hepti_mpi.models.spec import ModelSpec, outer_weights, shared_weights
 from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.models.untrusted import is_number
 from hepti_mpi.program import ops
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import EMBEDDED, RESULT, Sync
@@ -45,7 +45,7 @@ class Inputs:
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        return joined(self.requests)
+        return end_to_end(self.requests)
 
 
 @dataclass(frozen=True)
@@ -87,11 +87,6 @@ def read_accuracy(data: Mapping[str, Any]) -> Accuracy:
     if not all(is_number(value) for key, value in vars(found).items() if key not in {*missing, "against"}):
         raise ValueError("a value is no number")
     return found
-
-
-def joined(requests: Sequence[Request]) -> dict[str, np.ndarray]:
-    """Return what the front of a model reads of requests, end to end."""
-    return {key: np.concatenate([request.arrays[key] for request in requests]) for key in requests[0].arrays}
 
 
 def grouped(weights: Iterator[tuple[str, np.ndarray]]) -> Iterator[Group]:
@@ -169,7 +164,7 @@ class Calibration:
         return Inputs(self.requests[:count], hidden[:rows]), Inputs(self.requests[count:], hidden[rows:])
 
     def _embed(self) -> None:
-        self.values[EMBEDDED], self.embedded = embed(self.spec, self.own, joined(self.requests)), True
+        self.values[EMBEDDED], self.embedded = embed(self.spec, self.own, end_to_end(self.requests)), True
         self.own = {name: values for name, values in self.own.items() if not name.startswith("embedding.")}
 
     def _advance(self) -> dict[str, Seen]:
@@ -177,37 +172,36 @@ class Calibration:
         while self.left:
             step = self.left[0]
             if not isinstance(step, Sync):
-                weights = {role: weight for role, (weight, _) in step.weights().items()}
-                if not all(weight.name in self.own for weight in weights.values()):
+                names = {role: weight.name for role, (weight, _) in step.weights().items()}
+                if not all(name in self.own for name in names.values()):
                     break
                 x = self.values[step.reads[0]]
-                _check(x, f"in front of {next(iter(weights.values())).name}" if weights else "on the way")
-                if isinstance(step, ops.Project | ops.Out | ops.Mlp):
-                    seen |= self._seen(step, {role: self.own[weight.name] for role, weight in weights.items()}, x[: self.shown], weights)
+                _check(x, f"in front of {next(iter(names.values()))}" if names else "on the way")
+                if step.products():
+                    seen |= self._seen(step, {role: self.own[name] for role, name in names.items()}, x[: self.shown])
             self.values |= written(step, self.values, self.own, self.where)  # the next one finds what is not finite
             self.left.popleft()
         return seen
 
-    def _seen(self, step: Op, own: Group, x: np.ndarray, weights: Mapping[str, Weight]) -> dict[str, Seen]:
-        """Return what is known of the products of x [rows, K] with the matrices of an operation."""
-        matrices = [weight for role, weight in weights.items() if weight.inner is not None and role != "down.weight"]
-        channels = self._channels(x, matrices)
-        found = {weight.name: Seen(x, channels[weight.name]) for weight in matrices}
+    def _seen(self, step: Op, own: Group, x: np.ndarray) -> dict[str, Seen]:
+        """Return what is known of the products of x [rows, K] with the matrices of an operation, whose weights are its `own`."""
+        first, *others = step.products()
+        channels = self._channels(x, first)
+        found = {weight.name: Seen(x, channels) for weight in first}
         if isinstance(step, ops.Mlp):
-            down = self.spec.stored(weights["down.weight"])
-            found[down.name] = Seen(widened(step.block, own, x) if down.format.follows else None)
+            ((down,),) = others
+            found[down.name] = Seen(widened(step.block, own, x) if self.spec.stored(down).format.follows else None)
         return found
 
-    def _channels(self, x: np.ndarray, weights: Sequence[Weight]) -> Group:
-        """Return by what x [rows, K] is best multiplied before products with all of these weights.
+    def _channels(self, x: np.ndarray, weights: Sequence[Weight]) -> np.ndarray:
+        """Return by what x [rows, K] is best multiplied before products with all of these weights, [K].
 
         Source: Xiao et al., SmoothQuant, arXiv:2211.10438, equation 4.
         """
         matrices = [np.moveaxis(self.own[one.name].reshape(-1, one.shape[-1]), one.inner or 0, 1) for one in weights]  # [N, K] each
         heavy = np.max([np.abs(matrix).max(axis=0) for matrix in matrices], axis=0)
-        found = _spread(heavy, 1 - EVEN) / _spread(np.abs(x).max(axis=0), EVEN)  # [K]
-        found = (found / np.exp(np.log(found).mean())).astype(np.float32)
-        return {one.name: found for one in weights}
+        found = _spread(heavy, 1 - EVEN) / _spread(np.abs(x).max(axis=0), EVEN)
+        return (found / np.exp(np.log(found).mean())).astype(np.float32)
 
 
 def written(step: Op | Sync, values: Mapping[str, np.ndarray], own: Group, where: Where) -> Group:

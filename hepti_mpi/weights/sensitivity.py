@@ -2,15 +2,14 @@
 formats as calibration.py does; writes nothing, and does not know what an answer may cost.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from hepti_mpi.models.formats import Seen
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.models.spec import ModelSpec, layer_weights
-from hepti_mpi.program import ops
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.reference import Where
 from hepti_mpi.program.steps import Sync
 from hepti_mpi.weights.calibration import Calibration, Group, written
@@ -39,7 +38,8 @@ class Sensitivity(Calibration):
         steps, values = list(self.left), dict(self.values)
         seen = super().take(group)
         done, own = steps[: len(steps) - len(self.left)], self.own | group
-        products = [names for step in done if not isinstance(step, Sync) for names in _products(step)]
+        together = [some for step in done if not isinstance(step, Sync) for some in step.products()]
+        products = [tuple(weight.name for weight in some) for some in together]
         if products:
             exact = self._ends_with(done, values, own)
             for names in products:
@@ -66,16 +66,6 @@ class Sensitivity(Calibration):
             found |= dict.fromkeys(name for name in step.reads if name not in written)
             written.update(step.writes)
         return tuple(found) or last.writes
-
-
-def _products(step: Op) -> Iterator[Names]:
-    """Yield the names of the matrices of an operation that read the same rows."""
-    weights = {role: weight for role, (weight, _) in step.weights().items() if weight.inner is not None}
-    if isinstance(step, ops.Project | ops.Out | ops.Mlp):
-        for last in (False, True):
-            names = tuple(weight.name for role, weight in weights.items() if (role == "down.weight") == last)
-            if names:
-                yield names
 
 
 def most_worth(losses: Mapping[Names, float], few: ModelSpec, more: ModelSpec) -> list[Names]:

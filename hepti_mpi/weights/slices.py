@@ -16,7 +16,7 @@ from hepti_mpi.models.spec import ModelSpec, named_weights, outer_weights
 from hepti_mpi.models.steps import Words
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.grouping import read
-from hepti_mpi.program.ops import Op
+from hepti_mpi.program.operation import Op
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program
 

@@ -85,6 +85,11 @@ class Request:
         return ({} if self.id is None else {"id": self.id}) | {"input": self.origin if self.text is None else both}
 
 
+def end_to_end(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """Return the arrays of requests, which have the same ones, [rows of all, ...]."""
+    return {name: np.concatenate([request.arrays[name] for request in requests]) for name in requests[0].arrays}
+
+
 def read_requests(
     spec: ModelSpec, files: Mapping[str, bytes], source: str | None, stdin: IO[Any] | None = None, reading: Reading | None = None
 ) -> list[Request]:
