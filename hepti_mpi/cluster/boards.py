@@ -14,7 +14,7 @@ from typing import Any
 
 from hepti_mpi.cluster.profile import BOARDS, PLAIN, ClusterProfile, NodeProfile, in_formats
 from hepti_mpi.errors import ProfileError
-from hepti_mpi.models.formats import FORMATS
+from hepti_mpi.models.formats import FORMATS, Blocks, Columns
 
 FILE = Path(__file__).with_name("boards.toml")
 FIGURES = ("float32_gflops", "int8_gops", "int4_gops", "memory_gbs", "call_us")
@@ -70,8 +70,9 @@ class Board:
 
     def product_seconds(self, rows: float, weights: float = 1.0, format_name: str = "f32") -> float:
         """Return the seconds of a product of `rows` rows with a matrix of `weights` weights in a format, that no cache holds."""
-        rate = self.int8 if format_name == "q8" else self.int4 if format_name.startswith("q") else self.float32  # blocks: the same kernel
-        arithmetic, reading = 2 * rows * weights / rate, weights * FORMATS[format_name].held((SQUARE, SQUARE)) / SQUARE**2 / self.memory
+        kind = FORMATS[format_name]  # blocks of 8 and of 4 bits have the same kernel
+        rate = self.int8 if isinstance(kind, Columns) else self.int4 if isinstance(kind, Blocks) else self.float32
+        arithmetic, reading = 2 * rows * weights / rate, weights * kind.held((SQUARE, SQUARE)) / SQUARE**2 / self.memory
         return float((arithmetic**OVERLAP + reading**OVERLAP) ** (1 / OVERLAP))
 
     def seconds(self, work: Work) -> float:
