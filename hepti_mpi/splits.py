@@ -3,7 +3,7 @@
 A part may be 0. These are the only functions that compute offsets.
 """
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 
 import numpy as np
 
@@ -46,6 +46,11 @@ def cut(lengths: Sequence[int], shares: Sequence[float] | np.ndarray) -> tuple[i
     wanted = np.cumsum(shares) / np.sum(shares) * ends[-1]
     borders = ends[np.abs(ends[None, :] - wanted[:, None]).argmin(axis=1)]
     return tuple(int(count) for count in np.diff(borders, prepend=0))
+
+
+def alone(ranks: Sized) -> bool:
+    """Tell whether ranks are a single one, which has nobody to divide anything with."""
+    return len(ranks) == 1
 
 
 def even(total: int, parts: int) -> tuple[int, ...]:

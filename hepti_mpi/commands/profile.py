@@ -84,7 +84,7 @@ def _describe(name: str, threads: int | None) -> None:
     check_name(name, "--describe")
     machine = machines.start(threads)
     with machines.together(machine.world):
-        if machine.world.size > 1:
+        if not machine.world.alone:
             raise PlanError(f"--describe is for one rank and this job has {machine.world.size}; start it without mpirun")
     before = os.getloadavg()[0]
     used, made = machine.cores.threads, machines.made()

@@ -152,7 +152,7 @@ def _arranged(
     free = planning_method(options) == "hepti" and options["layout"] is None and options["shares"] is None
     found = None
     with world.patience.slower(), together(world):
-        if session.root and world.size > 1 and objective != "latency" and free:
+        if session.root and not world.alone and objective != "latency" and free:
             texts = machining.texts or FULL * slots * world.size
             forced = objective == "throughput"
             found = writing.arranged(session.store.spec, session.store.source_hash, measured, request, one, (slots, texts), forced)
@@ -170,7 +170,7 @@ def led(loaded: Loaded, session: "Session", work: Callable[[], R]) -> R:
         SCREEN.show(writers_lines(loaded.writers, session.machine.cores.hosts, SCREEN.width) + "\n")
     elif loaded.chosen is not None and loaded.chosen.in_stages and loaded.chosen.staged is not None:
         SCREEN.show(stages_lines(loaded.chosen.staged, session.machine.cores.hosts, SCREEN.width) + "\n")
-    elif session.world.size > 1 and loaded.placement.together is not None:
+    elif not session.world.alone and loaded.placement.together is not None:
         SCREEN.draw(loaded.placement.together)
     try:
         return work()

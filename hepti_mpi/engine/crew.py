@@ -114,6 +114,6 @@ def beside(crews: Sequence[Crew], work: Callable[[Crew], object]) -> None:
 def _machine(whole: Machine, stage: Stage, own: Machine, computing: Collection[int]) -> Machine:
     """Return the machine of the members of a stage, of whose job the ranks `computing` compute. Collective among them."""
     way = whole.exchanges.way
-    exchanges = Exchanges(own.world, "yield" if way == "spin" else way, thread=own.world.size > 1)
+    exchanges = Exchanges(own.world, "yield" if way == "spin" else way, thread=not own.world.alone)
     boards = [whole.boards[rank] for rank in stage.members]
     return replace(own, cores=whole.cores.of(stage.members, computing), exchanges=exchanges, boards=boards)

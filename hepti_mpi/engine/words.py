@@ -55,11 +55,8 @@ class Words:
         own[:, 0], own[:, 1::2] = -np.inf, -np.inf
         if len(self.ids):
             self._pick(logits, candidates, own)
-        if self.group.size == 1:
-            every = own
-        else:
-            every = np.empty((rows * self.group.size, own.shape[1]), np.float32)
-            self.group.gather_rows(own, every if self.group.rank == 0 else None, [rows] * self.group.size)
+        every = np.empty((rows * self.group.size, own.shape[1]), np.float32)
+        self.group.gather_rows(own, every if self.group.rank == 0 else None, [rows] * self.group.size)
         if self.group.rank:
             return []
         parts = every.reshape(-1, rows, own.shape[1])
@@ -89,8 +86,6 @@ class Words:
 
     def _all(self, logits: Array) -> list[Scores]:
         rows = len(logits)
-        if self.group.size == 1:
-            return [Scores.of_all(row.copy()) for row in logits]
         sizes = [rows * count for count in self.counts]
         every = np.empty((sum(sizes), 1), np.float32) if self.group.rank == 0 else None
         self.group.gather_rows(np.ascontiguousarray(logits).reshape(-1, 1), every, sizes)

@@ -65,7 +65,7 @@ class Refinement:
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
         for number, (_, hope, starts) in enumerate(promising):
             plan, best = starts[0].plan, min((ones[0] for ones in found), key=order, default=None)
-            first = plan.divided and plan.strategy not in climbed  # one rank has nothing to improve
+            first = plan.strategy not in climbed
             most = FIRST_HOPE if first else HOPE if number < MOST_IMPROVED else 0.0
             # a few layers may promise too much of the best one
             if best and hope > most * best.price.seconds and (not most or hope > most * self.whole(best.plan)):
@@ -115,9 +115,7 @@ class Refinement:
         return [*dict.fromkeys((*plans, *self.freed(plans[0])))]
 
     def freed(self, plan: Plan) -> list[Plan]:
-        """Return a plan with its rows as if what travels were free, where several ranks have any."""
-        if not plan.divided:
-            return []
+        """Return a plan that may be cut with its rows as if what travels were free."""
         rows = self.freely(plan)
         return [replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))]
 

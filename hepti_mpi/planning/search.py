@@ -22,7 +22,7 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.refine import Refinement, order
 from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference, share_hosts
-from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, alone, firsts, subsets
+from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.plan import WHOLE, Plan, kind_of
@@ -157,7 +157,7 @@ class _Search:
 
     def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
         """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
-        if alone(subset):  # on which all layouts are the same, and MPI's collectives the simplest way; they have no alltoall
+        if splits.alone(subset):  # on which all layouts are the same, and MPI's collectives the simplest way; they have no alltoall
             layout = self.layouts()[-1]
             yield (layout,) * self.spec.layers, [Exchange("reduce_scatter", "own") if layout[0] == "alltoall" else MPI]
             return
@@ -273,7 +273,7 @@ class _Search:
 
     def room(self, layers: Layers, subset: tuple[int, ...]) -> np.ndarray:
         """Return the bytes left for split weights on each rank of the subset, after norms and activations."""
-        if (key := (WHOLE,) if alone(subset) else layers) not in self.inner:
+        if (key := (WHOLE,) if splits.alone(subset) else layers) not in self.inner:
             members = np.isin(np.arange(self.ranks), subset).astype(np.int64)
             plan = self.plan(layers, Exchange("reduce_scatter", "own"), members, members, members)
             plans = plan, replace(plan, tiles=(plan.rows, plan.rows))  # which it may be cut into later

@@ -72,7 +72,7 @@ def staged(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     Raises CapacityError where none fits, PlanError where something is forced that is not for stages.
     """
     check(request, len(profile.nodes))
-    if len(profile.nodes) < 2 or spec.layers < 2:
+    if splits.alone(profile.nodes) or spec.layers < 2:
         raise PlanError(f"stages need two ranks and two layers; here are {counted(len(profile.nodes), 'ranks')}, "
                         f"{spec.name} has {counted(spec.layers, 'layers')}")  # fmt: skip
     search = _Stages(spec, source_hash, profile, request)

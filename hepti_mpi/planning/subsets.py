@@ -34,11 +34,6 @@ def subsets(seconds: np.ndarray, link: np.ndarray, memory: np.ndarray | None, sm
     yield from dict.fromkeys([*prefixes, *alone])
 
 
-def alone(ranks: Sequence[int]) -> bool:
-    """Tell whether a set of ranks is one rank."""
-    return len(ranks) == 1
-
-
 def firsts(hosts: Sequence[str]) -> list[int]:
     """Return the first rank of each host; `hosts`: of every rank.
 

@@ -11,6 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
+from hepti_mpi import splits
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
@@ -21,7 +22,7 @@ from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.sharing import WORTH, are_crowded
-from hepti_mpi.planning.subsets import alone, firsts
+from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
@@ -209,7 +210,7 @@ class _Teams:
 
     def _team(self, ranks: tuple[int, ...]) -> Choice | None:
         """Return the best team of just these ranks that does not divide layers."""
-        if alone(ranks):
+        if splits.alone(ranks):
             if ranks[0] not in self.alone:
                 return None
             plan = self._run(ranks[0], self.spec.layers)
@@ -240,7 +241,7 @@ class _Teams:
         except CapacityError:
             return None
         plan = chosen.plan
-        if alone(ranks) and spec.layers == self.spec.layers and not roomy:
+        if splits.alone(ranks) and spec.layers == self.spec.layers and not roomy:
             self.used[ranks[0]] = chosen.memory[0]
         if plan.collectives == "mpi":  # which only one thread of a rank may call, and letters come meanwhile
             plan = replace(plan, collectives="own", reduction="reduce_scatter")

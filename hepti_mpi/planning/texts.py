@@ -5,6 +5,7 @@ Knows what both ways take; how layers are divided is decoding.py's, which layers
 
 from dataclasses import dataclass
 
+from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, HeptiError
 from hepti_mpi.models.spec import ModelSpec
@@ -55,7 +56,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     name = _meant(name, spec, len(profile.nodes))
     if name in staging.NAMES:
         return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
-    free = name in HEPTI and request.layout is None and request.shares is None and len(profile.nodes) > 1
+    free = name in HEPTI and request.layout is None and request.shares is None and not splits.alone(profile.nodes)
     decision, stages, refusal = None, None, None
     try:
         decision = decoding.decide(name, spec, source_hash, profile, request)

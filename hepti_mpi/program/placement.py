@@ -12,6 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from hepti_mpi import splits
 from hepti_mpi.documents import read_document, write_document
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
@@ -57,7 +58,7 @@ class Team:
     @property
     def alone(self) -> bool:
         """Whether it is one rank."""
-        return len(self.members) == 1
+        return splits.alone(self.members)
 
 
 @dataclass(frozen=True)
