@@ -195,57 +195,35 @@ class Decoder:
             tile.tell(lengths, self.tables)
             np.copyto(tile.values[self.first], x[begin : begin + part.rows])
             pairs.append(float((part.each * (lengths + part.each)).sum()))
-        if len(tiles) == 1:
-            self._in_order(tiles[0], pairs[0])
-        else:
-            self._in_turns(tiles, pairs)
+        self._run(tiles, pairs)
         rows = self._buffer(self.numbers[self.last])[: order.rows]
         if not np.isfinite(rows).all():
             self._lose(order, rows)
         return rows
 
-    def _in_order(self, at: Geometry, pairs: float) -> None:
-        computed, exchanged, clock, emulated = 0.0, 0.0, time.perf_counter(), self.machine.emulation.on
-        for runs, add_up in at.moves:
-            for run, step in runs:
-                if emulated:
-                    self._do(run, step, at.order.rows, pairs)
-                else:
-                    run()
-            before, clock = clock, time.perf_counter()
-            computed += clock - before
-            if add_up is not None:
-                self.machine.emulation.show()
-                add_up()
-                self.machine.emulation.rest()
-                before, clock = clock, time.perf_counter()
-                exchanged += clock - before
-        self.spent["compute_seconds"] += computed
-        self.spent["wire_seconds"] += exchanged
-
-    def _in_turns(self, tiles: Sequence[Geometry], pairs: Sequence[float]) -> None:
-        """Compute tile after tile up to the next sum, each when its last one is there."""
-        emulation, begin, waited = self.machine.emulation, time.perf_counter(), 0.0
+    def _run(self, tiles: Sequence[Geometry], pairs: Sequence[float]) -> None:
+        """Compute tile after tile up to the next sum, each when its last one is there; a sum of a lone tile is done at once. `pairs`: in
+        which rows of each attend to keys."""
+        emulation, emulated, begin, waited = self.machine.emulation, self.machine.emulation.on, time.perf_counter(), 0.0
         coming: list[threading.Event | None] = [None] * len(tiles)
-        for place in range(len(tiles[0].moves) + 1):
+        for place in range(len(tiles[0].moves)):
             for number, (tile, some) in enumerate(zip(tiles, pairs)):
                 waited += self._wait(coming[number])
-                if place == len(tile.moves):
-                    continue
                 runs, add_up = tile.moves[place]
                 for run, step in runs:
-                    self._do(run, step, tile.order.rows, some)
-                coming[number] = None
+                    if emulated:
+                        self._work(run, step_work(self.spec, self.part.plan, self.part.rank, step, tile.order.rows, some))
+                    else:
+                        run()
                 if add_up is not None:
                     emulation.show()
+                    clock = time.perf_counter()
                     coming[number] = add_up()
+                    if coming[number] is None:
+                        emulation.rest()
+                        waited += time.perf_counter() - clock
         self.spent["compute_seconds"] += time.perf_counter() - begin - waited
         self.spent["wire_seconds"] += waited
-
-    def _do(self, run: Callable[[], None], step: Compute, rows: int, pairs: float) -> None:
-        """Run a part of the layers, on a board as long as that takes there."""
-        emulated = self.machine.emulation.on
-        self._work(run, step_work(self.spec, self.part.plan, self.part.rank, step, rows, pairs) if emulated else Work())
 
     def _wait(self, coming: threading.Event | None) -> float:
         """Wait for a sum; return the seconds."""
