@@ -18,9 +18,9 @@ from hepti_mpi.engine.kernels import WITHOUT_BIAS, activate, attend
 from hepti_mpi.engine.packing import pack
 from hepti_mpi.engine.products import Made, Product
 from hepti_mpi.engine.sessions import bound
-from hepti_mpi.models.blocks import Attention, Weight
+from hepti_mpi.models.blocks import Attention
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.models.steps import Words
+from hepti_mpi.planning.memory import word_table
 from hepti_mpi.weights.slices import Slice, span
 
 KEPT_BYTES, KEPT_ROWS = 32 << 20, 1024  # of keys and values in float32, and how many rows they are of
@@ -128,17 +128,16 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
 
 def _table(spec: ModelSpec, threads: int, held: int) -> tuple[Callable[[int], Callable[[], None]], int]:
     """Return some rows times `held` bytes of the table of words, or all of it, and the bytes of that in memory."""
-    (words,) = (step for step in spec.back if isinstance(step, Words))
-    weight = spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
-    each = max(1, weight.format.held(weight.shape, 1) // words.size)
-    piece = replace(span(weight, 0, min(words.size, -(-held // each))), inner=1)
+    weight = word_table(spec)
+    (words, width), every = weight.shape, weight.format.held(weight.shape, 1)
+    piece = replace(span(weight, 0, min(words, -(-held // max(1, every // words)))), inner=1)
     chain = Graph()
     Product(chain, Made(MadeUp(spec).parts(piece)), "x", piece, looks=False).write(None, "y")
     made = probe(chain, ["x"], threads)
     pages.settle()  # as it lies when it is loaded
 
     def of_rows(count: int) -> Callable[[], None]:
-        return bound(made, {"x": np.full((count, words.width), 0.5, np.float32)}, np.empty((count, piece.shape[0]), np.float32))
+        return bound(made, {"x": np.full((count, width), 0.5, np.float32)}, np.empty((count, piece.shape[0]), np.float32))
 
     return of_rows, piece.format.held(piece.shape, 1)
 

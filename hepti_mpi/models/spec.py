@@ -147,6 +147,12 @@ class ModelSpec:
         return self.head == "next-token"
 
     @property
+    def words(self) -> Words:
+        """What makes logits of words from rows, in a model that has them."""
+        (found,) = (step for step in self.back if isinstance(step, Words))
+        return found
+
+    @property
     def reads_each(self) -> bool:
         """Whether the head answers for rows one by one; else it reads one row that is made of them, as `pooling` says."""
         return self.head in ("token-classes", "masked-words")

@@ -5,7 +5,7 @@ last hidden state. Knows no layer, no family and no arithmetic: that is in tasks
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from hepti_mpi.errors import ModelError
@@ -132,8 +132,13 @@ class Words:
     def macs(self) -> int:
         return self.size * self.width
 
+    @property
+    def rows(self) -> Weight:
+        """The table of words, as the rows that it gives logits by."""
+        return Weight(self.table, "head", ("words", "hidden"), (self.size, self.width))
+
     def weights(self, part: str) -> tuple[Weight, ...]:
-        own = () if self.tied else (Weight(self.table, part, ("words", "hidden"), (self.size, self.width)),)
+        own = () if self.tied else (replace(self.rows, part=part),)
         return own + ((Weight(f"{self.name}.bias", part, ("words",), (self.size,)),) if self.bias else ())
 
 

@@ -8,7 +8,6 @@ import numpy as np
 from hepti_mpi.models.blocks import Attention, Layer, Weight
 from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.models.steps import Words
 from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid, buffers
 from hepti_mpi.program.build import PAGED_BYTES
@@ -53,8 +52,7 @@ def less_cache(kind: str) -> str:
 
 def word_table(spec: ModelSpec) -> Weight:
     """Return the table by which rows become logits of a text, as it is stored."""
-    (words,) = (step for step in spec.back if isinstance(step, Words))
-    return spec.stored(Weight(words.table, "head", ("words", "hidden"), (words.size, words.width)))
+    return spec.stored(spec.words.rows)
 
 
 def word_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> int:

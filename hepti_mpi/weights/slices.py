@@ -188,12 +188,6 @@ class DecodingPart(Part):
         return stop - start
 
     @property
-    def words(self) -> Words:
-        """The step that makes logits of rows."""
-        (found,) = (step for step in self.spec.back if isinstance(step, Words))
-        return found
-
-    @property
     def logit_cap(self) -> float:
         """The largest size of a logit, which nears it as a tanh does; 0: none."""
         return float(self.spec.options.get("logit_cap", 0.0))
@@ -203,18 +197,16 @@ class DecodingPart(Part):
         if self.plan.numbers.stop < self.spec.layers:
             return 0, 0
         shares = self.plan.columns if any(self.plan.columns) else [int(one in self.plan.active) for one in range(self.plan.ranks)]
-        return splits.bounds(splits.split(self.words.size, shares, WORDS), rank)
+        return splits.bounds(splits.split(self.spec.words.size, shares, WORDS), rank)
 
     @property
     def words_slices(self) -> tuple[Slice, Slice | None]:
         """The rank's part of the table that makes logits, and of the bias, if there is one."""
-        table, bias = (self.spec.stored(Weight(name, "head", axes, shape)) for name, axes, shape in (
-            (self.words.table, ("words", "hidden"), (self.words.size, self.words.width)),
-            (f"{self.words.name}.bias", ("words",), (self.words.size,)),
-        ))  # fmt: skip
+        added = Weight(f"{self.spec.words.name}.bias", "head", ("words",), (self.spec.words.size,))
+        table, bias = self.spec.stored(self.spec.words.rows), self.spec.stored(added)
         bounds = self.words_of(self.rank)
         made = replace(span(table, *bounds), inner=1)  # a table is no product, but this one is read as one
-        return made, span(bias, *bounds) if self.words.bias else None
+        return made, span(bias, *bounds) if self.spec.words.bias else None
 
     @property
     def slices(self) -> tuple[Slice, ...]:
