@@ -10,11 +10,11 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
-from hepti_mpi.planning.steptimes import step_times
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute
 from tests.lab import prices
 from tests.lab.clusters import cluster_named
+from tests.lab.steptimes import step_times
 
 SPEC = random_model("tiny-bert").spec
 PROFILE = cluster((9, 7, 8), mbit=100)

@@ -25,13 +25,13 @@ from hepti_mpi.planning.bound import Bound, bound
 from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
-from hepti_mpi.planning.steptimes import step_times
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.above import Measured, above_bound
 
 from .clusters import Cluster, cluster_named
 from .errors import LabError
+from .steptimes import step_times
 
 CLUSTERS = "even4,mixed4,skewed4,slowlink4,wifi3,pi4x4,pi54,desk3,pair22,pi8"
 HEAD = ("cluster", "model", "rows", "wire", "ms", "bound", "perfect", "nearness", "over the best other", "over megatron", "plan",
