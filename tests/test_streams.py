@@ -9,6 +9,7 @@ import select
 import socket
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -71,7 +72,8 @@ class Rank:
     """Rank 0 with such ranks."""
 
     def __init__(self, own, slow=0.0, generator=None):
-        self.generator, self.remote = generator or Generator(Counting(slow), [END]), Remote(own.address())
+        self.counting = Counting(slow)
+        self.generator, self.remote = generator or Generator(self.counting, [END]), Remote(own.address())
         self.stepper = self.generator.stepper
         starts = own.starts
         self.remote.ready(SOURCE, 8, READY | {"rows_per_second": 100, "slots": 3})
@@ -269,23 +271,30 @@ def test_how_long_texts_wait(own, monkeypatch):
 @contextmanager
 def counting(status, details, slow=0.02, keys=(), origins=()):
     """Serve the stand-in over HTTP; give its port."""
+    with served(status, details, slow, keys, origins) as (_, port, _, _):
+        yield port
+
+
+@contextmanager
+def served(status, details, slow=0.02, keys=(), origins=()):
+    """The same; give the server too, its ranks, and what it told of its end, once that has come."""
     pytest.importorskip("starlette", reason="serve is an extra")
     pytest.importorskip("uvicorn", reason="serve is an extra")
     from hepti_mpi.serving.http import app, server
 
     own, listener = Front(SOURCE, near=True), server.listening("127.0.0.1", 0)
-    Rank(own, slow)
+    rank = Rank(own, slow)
     template = ChatTemplate("{% for message in messages %}{{ message.content }} {% endfor %}", {})
     spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
     model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None)
     model.calls_tools, model.calls_plainly = True, False
     model.prompt = lambda asked: TOKENS.plain(asked, "it")
     api = app.Api(app.Parts(model, own, keys, lambda: status, lambda: details, print, origins))
-    served = server.Server(api.app(), listener)
-    thread = threading.Thread(target=lambda: asyncio.run(served.server.serve(sockets=[listener])), daemon=True)
+    made, whole = server.Server(api.app(), listener), list[bool]()
+    thread = threading.Thread(target=lambda: whole.append(asyncio.run(made.serve(int, own.drain, own.leave))), daemon=True)
     thread.start()
-    yield listener.getsockname()[1]
-    served.end()
+    yield made, listener.getsockname()[1], rank, whole
+    made.end()
     own.end()
     thread.join(120)
 
@@ -318,6 +327,23 @@ def events(port, path, **document):
     lines = content.decode().split("\n\n")
     assert lines.pop() == "" and all(line.startswith(("data: ", ": ")) for line in lines)
     return [json.loads(line[6:]) for line in lines[:-1] if line.startswith("data: ")]
+
+
+def test_who_waits_when_there_is_no_time_left_is_told_so(monkeypatch):
+    from hepti_mpi.serving.http import server
+
+    monkeypatch.setattr(server, "DRAIN_SECONDS", 3)
+    with served({"status": "ready", "hosts": [], "starts": 1}, {}, slow=1) as (made, port, rank, whole), ThreadPoolExecutor(2) as pool:
+        asked = {"prompt": "zero", "max_tokens": 9}
+        alone, stream = (pool.submit(post, port, "/v1/completions", asked | {"stream": streams}) for streams in (False, True))
+        time.sleep(0.5)
+        made.end()
+        (status, content), (begun, events) = alone.result(60), stream.result(60)
+    said = "the service has ended before this was answered; ask again when it is back"
+    assert status == 503 and json.loads(content)["error"]["message"] == said
+    assert begun == 200 and said.encode() in events and events.endswith(b"data: [DONE]\n\n") and whole == [False]
+    rank.thread.join(120)
+    assert rank.counting.steps < 8  # of ten: nobody wants the rest
 
 
 TALK = [{"role": "system", "content": "zero"}, {"role": "user", "content": [{"type": "text", "text": "five"}]}]

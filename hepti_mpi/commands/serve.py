@@ -113,7 +113,7 @@ def run(service: "Service", server: "Server", address: str, model: Any) -> None:
 
     threading.Thread(target=give_up, name="failure", daemon=True).start()
     try:
-        whole = server.run(began, service.front.drain)
+        whole = server.run(began, service.front.drain, service.front.leave)
     finally:
         service.stop()
     if service.error is not None:

@@ -166,10 +166,11 @@ class Front:
         return not (self.flying or self.again or self.queue.count or self.streams.busy)
 
     def fail(self, error: HeptiError) -> None:
-        """Answer no more: whoever waits hears why."""
+        """Answer no more: whoever waits hears why, and rank 0, where there is one, leaves what it has not done."""
         with self.changed:
             self.error = self.error or error
             waiting = [*self.flying.values(), *self.again, *self.queue.take(1 << 62)]
+            self.unwanted += self.flying
             self.flying.clear()
             self.again.clear()
             growing = self.streams.all()
@@ -182,6 +183,10 @@ class Front:
     def drain(self) -> None:
         """Take nothing more."""
         self.draining = True
+
+    def leave(self) -> None:
+        """Answer no more, since there is no time left."""
+        self.fail(NotReady("the service has ended before this was answered; ask again when it is back", 10))
 
     def end(self) -> None:
         """Tell the job that nothing more will come."""

@@ -165,6 +165,7 @@ class Streams:
     def all(self) -> list[Growing]:
         """Forget all answers and return them."""
         found = [*self.flying.values(), *self.again, *self.queue.take(1 << 62)]
+        self.cancelled += self.flying
         self.flying.clear()
         self.again.clear()
         return found

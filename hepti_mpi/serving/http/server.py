@@ -10,7 +10,6 @@ import os
 import resource
 import signal
 import socket
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +22,7 @@ from hepti_mpi.errors import HeptiError
 HEAD_SECONDS = 20.0  # for a connection to say what it wants
 KEEP_SECONDS = 75.0  # that one is kept after an answer: longer than proxies keep theirs
 DRAIN_SECONDS = 120  # for what is asked to be answered when the service is to end
+LAST_SECONDS = 2.0  # of these, in which whoever waits still is told that it is not
 FILES = 65536  # that may be open, where the system lets it: a connection is one
 
 
@@ -83,33 +83,36 @@ class Server:
         logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL + 1)  # what goes wrong is told in sentences of our own
         self.server, self.listener = uvicorn.Server(config), listener
 
-    def run(self, began: Callable[[], object], ending: Callable[[], object]) -> bool:
+    def run(self, began: Callable[[], object], ending: Callable[[], object], late: Callable[[], object]) -> bool:
         """Serve until a signal or `end`; then answer what is asked already, and tell whether there was time for all of it. `began`,
-        `ending`: called at both ends of it."""
+        `ending`: called at both ends of it; `late`: where there was none, to tell who waits still."""
         previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         # uvicorn raises again what it has caught, for whoever listened before: nobody
         hangup = signal.signal(signal.SIGHUP, lambda *_: self.end())
         try:
-            return asyncio.run(self._serve(began, ending))
+            return asyncio.run(self.serve(began, ending, late))
         finally:
             for number, handler in [*previous.items(), (signal.SIGHUP, hangup)]:
                 signal.signal(number, handler)
 
-    async def _serve(self, began: Callable[[], object], ending: Callable[[], object]) -> bool:
-        asked = time.monotonic()
+    async def serve(self, began: Callable[[], object], ending: Callable[[], object], late: Callable[[], object]) -> bool:
+        """The same, but for signals."""
+        whole = True
 
         async def tell() -> None:
-            nonlocal asked
+            nonlocal whole
             while not self.server.should_exit:
                 await asyncio.sleep(0.05)
-            asked = time.monotonic()
             ending()
+            await asyncio.sleep(DRAIN_SECONDS - LAST_SECONDS)
+            whole = False
+            late()  # before uvicorn ends what is under way, without a word
 
         telling = asyncio.ensure_future(tell())
         began()
         await self.server.serve(sockets=[self.listener])
         telling.cancel()
-        return not self.server.force_exit and time.monotonic() < asked + DRAIN_SECONDS - 1  # then uvicorn ends what is under way
+        return whole and not self.server.force_exit
 
     def end(self) -> None:
         """End, as a signal does. Any thread may call it."""
