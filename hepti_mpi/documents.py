@@ -126,10 +126,21 @@ def read_document(
     except (ValueError, RecursionError):
         raise failure(f"{path} is not JSON; {again}") from None
     if not isinstance(data, dict) or data.get("format") not in forms:
-        raise failure(f"{path} is not a {kind} of hepti_mpi; {again}")
+        raise failure(f"{path} is not a {kind} of hepti_mpi{_kind_said(data)}; {again}")
     if version is not None:
         check_version(path, data.get("format_version"), version, failure, again)
     return data
+
+
+def _kind_said(data: Any) -> str:
+    """Return which of our documents it is instead.
+
+    >>> _kind_said({"format": "hepti-profiles"}), _kind_said({"format": "hepti-inspection"}), _kind_said([])
+    (' but a profile', ' but an inspection', '')
+    """
+    form = data.get("format") if isinstance(data, dict) else None
+    kind = form.removeprefix("hepti-").removesuffix("s") if isinstance(form, str) and form.startswith("hepti-") else ""
+    return f" but {'an' if kind[0] in 'aeiou' else 'a'} {kind:.40}" if kind.replace("-", "").isalpha() else ""
 
 
 def check_version(path: Path, found: object, version: int, failure: type[HeptiError], again: str) -> None:

@@ -356,3 +356,16 @@ def test_the_command(tmp_path, monkeypatch):
     hostfile.write_text("nobody.invalid slots=1\n")
     done = CliRunner().invoke(main.main, ["doctor", str(hostfile), "--weights", str(store)])
     assert done.exit_code == 2 and "nobody.invalid: cannot be asked" in done.output
+
+
+def test_a_store_that_is_not_clear_keeps_nothing_else_from_being_looked_at(tmp_path, monkeypatch):
+    (tmp_path / "weights").mkdir()
+    for name in "ab":
+        (tmp_path / "weights" / f"{name}.h5").touch()
+    (tmp_path / "hosts.txt").write_text("nobody.invalid slots=1\nlocalhost slots=1\n")
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main.main, ["doctor", "hosts.txt", "--json"])
+    told = json.loads(done.stdout)
+    assert done.stderr == "no store is looked at: weights/ has 2 stores; name one with --weights: weights/a.h5, weights/b.h5\n"
+    assert done.exit_code == 2 and told["hosts"]["localhost"]["store"] == {}
+    assert "nobody.invalid" in {one["host"] for one in told["findings"]} and not [one for one in told["findings"] if "store" in one["what"]]

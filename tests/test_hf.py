@@ -475,7 +475,7 @@ def test_values_that_are_not_finite(bert, value, count):
 
 def test_wrong_type_and_unknown_tensor(bert):
     edit_tensors(bert, lambda t: t.update({"pooler.dense.bias": np.zeros(56, np.int32), "evil\n\x1b[31m": np.zeros(1, np.float32)}))
-    refused(bert, "1 tensors do not belong", "evil ?[31m")
+    refused(bert, "1 tensor does not belong", "evil ?[31m")
     edit_tensors(bert, lambda t: t.pop("evil\n\x1b[31m"))
     refused(bert, "pooler.dense.bias", "I32", "float16")
 

@@ -46,11 +46,10 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
 
     if folder is not None and launched_rank() == 0:
         check_place(folder / "hosts.txt", HeptiError, "--write ", making=True)
-    if weights is None:
-        weights = store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
+    weights = weights or _the_store()
     named = str(hostfile or launcher_hostfile() or "") or None
-    question = {"store": str(weights), "cache": cache and str(cache)}
-    asking, unread = Asking(sys.executable, os.getcwd(), launched(), named, str(weights)), []
+    question = {"store": weights and str(weights), "cache": cache and str(cache)}
+    asking, unread = Asking(sys.executable, os.getcwd(), launched(), named, str(weights or "")), []
     if launched():
         from hepti_mpi.comm.ranks import Comm
 
@@ -90,6 +89,19 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
     SCREEN.document({"format": "hepti-doctor", "format_version": 1, "hosts": hosts, "findings": told, "line": line})
     if found:
         context.exit(2)
+
+
+def _the_store() -> Path | None:
+    """Return the store that a job would take which names none; None, after a word, where it would ask for a name."""
+    from hepti_mpi.comm.launcher import launched_rank
+    from hepti_mpi.errors import StoreError
+
+    try:
+        return store_path(None) if list(WEIGHTS.glob("*.h5")) else DEFAULT_STORE
+    except StoreError as error:
+        if launched_rank() == 0:
+            SCREEN.say(f"no store is looked at: {error}")
+        return None
 
 
 def _ask_ranks(world: "Comm", own: dict[str, Any]) -> dict[str, Any] | None:

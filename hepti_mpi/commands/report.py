@@ -20,10 +20,13 @@ def report(records: Path, output: Path) -> None:
       python -m hepti_mpi report records.jsonl --output pictures
     """
     from hepti_mpi.errors import InputError
-    from hepti_mpi.reporting.benches import read_benches
+    from hepti_mpi.reporting.benches import AGAIN, read_benches
     from hepti_mpi.reporting.page import write_page
+    from hepti_mpi.weights.places import other_document
     from hepti_mpi.wording import counted
 
+    if other := other_document(records, "what bench --output recorded", AGAIN, own="bench"):
+        raise InputError(other)
     if output.exists() and not output.is_dir():
         raise InputError(f"--output {output} is a file; name a folder, in which all is written")
     write_page(output / "report.html", records.name, read_benches(records))

@@ -29,7 +29,7 @@ DAY = 86400.0
 def facts(question: dict[str, Any]) -> dict[str, Any]:
     """Return what this host is, as JSON-able values; None where that cannot be found out.
 
-    `question`: `store`, a path from the working folder; `hosts`, names or addresses of the others; `cache`, the folder of --weights-cache,
+    `question`: `store`, a path from the working folder, None where none is asked about; `hosts`, names or addresses of the others; `cache`, the folder of --weights-cache,
     where one is asked about.
     """
     return {
@@ -54,7 +54,7 @@ def facts(question: dict[str, Any]) -> dict[str, Any]:
         "governor_of": _line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_driver")),
         "interfaces": _interfaces(),
         "ways": ways(question["hosts"]),
-        "store": _store(Path(question["store"])),
+        "store": _store(Path(question["store"])) if question["store"] else {},
         "kept": _kept(Path(question["cache"]).expanduser() / "prepacked") if question.get("cache") else None,
     }
 

@@ -285,6 +285,8 @@ def _stores(asking: Asking, known: Mapping[str, Facts]) -> Iterator[Finding]:
     source = max(sources, key=lambda host: bool(known[host].get("starts")), default=None)
     for host, facts in known.items():
         store = facts["store"]
+        if not store:  # nobody asked about one
+            continue
         path = f"{asking.folder}/{store['path']}" if not store["path"].startswith("/") else store["path"]
         mend = "make one with: python -m hepti_mpi slice MODEL_FOLDER STORE"
         if source and asking.hostfile and known[source].get("starts"):

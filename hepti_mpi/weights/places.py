@@ -44,10 +44,7 @@ def no_store(path: Path) -> str | None:
         return _folder(path)
     if str(path).endswith(SOURCES):
         return f"{path} holds weights of another program, not a store; slice the model folder that it is in: {_slice(path.parent)}"
-    if path.suffix == ".json":
-        kind = _document(path)
-        return kind and f"{path} is a {kind}, not a store; {USES.get(kind, NO_STORE).format(quote(str(path)))}"
-    return None
+    return other_document(path, "a store", NO_STORE) if path.suffix == ".json" else None
 
 
 def no_model(source: Path) -> str | None:
@@ -185,6 +182,16 @@ def _store_of(folder: Path) -> Path:
     return WEIGHTS / f"{name or 'model'}.h5"
 
 
+def other_document(path: Path, wanted: str, instead: str, own: str | None = None) -> str | None:
+    """Say which document of ours is at `path` where something else is `wanted`, and the next command, `instead` where it is for none;
+    None where it is none, or one of the kind `own`."""
+    kind = _document(path)
+    if kind is None or kind == own:
+        return None
+    one = "an" if kind[0] in "aeiou" else "a"
+    return f"{path} is {one} {kind}, not {wanted}; {USES.get(kind, instead).format(quote(str(path)))}"
+
+
 def _document(path: Path) -> str | None:
     """Return what kind of document of ours a JSON file is."""
     try:
@@ -193,7 +200,7 @@ def _document(path: Path) -> str | None:
         form = json.loads(path.read_text()).get("format")
     except (OSError, ValueError, AttributeError, RecursionError):
         return None
-    return form.removeprefix("hepti-").removesuffix("s") if isinstance(form, str) and form.startswith("hepti-") else None
+    return form.removeprefix("hepti-").removesuffix("s") or None if isinstance(form, str) and form.startswith("hepti-") else None
 
 
 def some(paths: list[Path]) -> str:

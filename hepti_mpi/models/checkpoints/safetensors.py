@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from hepti_mpi.errors import ModelError, reason_of
 from hepti_mpi.models.checkpoints.finite import check_finite
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, refuse_pointer, shown
+from hepti_mpi.wording import counted
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 FLOATS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
@@ -62,7 +63,7 @@ class TensorFiles:
             expected = promised[path.name]
             if expected is not None and expected != found.keys():
                 odd = sorted(expected ^ found.keys())
-                raise ModelError(f"{path} and {INDEX} disagree about {len(odd)} tensors, first {shown(odd[0], 100)}")
+                raise ModelError(f"{path} and {INDEX} disagree about {counted(len(odd), 'tensors')}, first {shown(odd[0], 100)}")
             self._tensors |= found  # an index names one file for each tensor, so that no name comes twice
         self.shapes = {name: tensor.shape for name, tensor in self._tensors.items()}
 

@@ -152,7 +152,7 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     Raises ModelError that names missing, unknown and wrongly shaped tensors.
     """
     if spec.layers > len(shapes):
-        raise ModelError(f"config.json says {counted(spec.layers, 'layers')}, the files hold {len(shapes)} tensors in all")
+        raise ModelError(f"config.json says {counted(spec.layers, 'layers')}, the files hold {counted(len(shapes), 'tensors')} in all")
     imports: list[Import] = []
     missing: list[str] = []
     for name, weight in named_weights(spec):
@@ -170,7 +170,8 @@ def match(family: Family, spec: ModelSpec, shapes: Mapping[str, tuple[int, ...]]
     dropped = {**COMPUTED, **family.dropped}
     unknown = [name for name in shapes if name not in used and not any(re.fullmatch(p, name) for p in dropped)]
     if unknown:
-        raise ModelError(f"{len(unknown)} tensors do not belong to the model that config.json describes: {few(unknown)}")
+        do = "does" if len(unknown) == 1 else "do"
+        raise ModelError(f"{counted(len(unknown), 'tensors')} {do} not belong to the model that config.json describes: {few(unknown)}")
     return _checked(imports, spec, shapes)
 
 
