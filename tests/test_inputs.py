@@ -229,6 +229,7 @@ def test_what_is_no_text_as_a_whole_is_refused_as_a_whole(tmp_path, begin):
     with pytest.raises(InputError, match="standard input holds no text; the model takes texts"):
         read_texts("-", io.BytesIO(begin), Reading())
     assert given(read(tmp_path, "x.txt", "a\0b\nc")) == ["a\0b", "c"]
+    assert given(read(tmp_path, "x.txt", b"a\0b\ncaf\xe9\nc\n")) == ["a\0b", "line 2 of x.txt is not UTF-8: byte 4 is 0xe9", "c"]
 
 
 def test_masks_with_gaps_are_refused_where_distances_count(tmp_path):

@@ -565,6 +565,7 @@ def test_a_probe_for_tools_is_answered(port):
     ("/v1/chat/completions", {"messages": TALK, "temperature": "hot"}, 422, "temperature is text"),
     ("/v1/chat/completions", {"messages": TALK, "temperature": -1}, 422, "temperature is -1"),
     ("/v1/chat/completions", {"messages": TALK, "response_format": {"type": "xml"}}, 422, "json_object, or json_schema"),
+    ("/v1/chat/completions", {"messages": TALK, "top_logprobs": 2}, 422, "top_logprobs is 2, and nothing is told of tokens without"),
     ("/v1/chat/completions", {"messages": TALK, "n": 99}, 422, "n is 99"), ("/v1/completions", {"prompt": ["a"] * 17}, 413, "17 prompts"),
     ("/v1/completions", {"prompt": [1, 99]}, 422, "not of this model"),
     ("/v1/completions", {"prompt": "one", "suffix": "x"}, 422, "suffix"),

@@ -8,7 +8,10 @@ from hepti_mpi import wording
 from hepti_mpi.wording import counted
 
 ROOT = Path(__file__).parent.parent / "hepti_mpi"
-NOUNS = "ranks|hosts|requests|inputs|answers|texts|images|batches|stores|rows|heads|tensors|files|columns|positions|tokens|layers|entries|threads|labels"
+NOUNS = (
+    "ranks|hosts|requests|inputs|answers|texts|images|batches|stores|rows|heads|columns|positions|tokens|layers|entries|threads|labels|"
+    "tensors|files"
+)
 COUNT = re.compile(rf"f\".*(?<! of )\{{[^{{}}]*\}} ({NOUNS})\b(?!/s)|'s' \* \(")
 SEVERAL = (  # what is never one, no count (rates are none), or an error of ours
     "nearest is of another job", "did not find each other", "each of them is alone", "the first line names", "name them apart",

@@ -29,8 +29,8 @@ DAY = 86400.0
 def facts(question: dict[str, Any]) -> dict[str, Any]:
     """Return what this host is, as JSON-able values; None where that cannot be found out.
 
-    `question`: `store`, a path from the working folder, None where none is asked about; `hosts`, names or addresses of the others; `cache`, the folder of --weights-cache,
-    where one is asked about.
+    `question`: `store`, a path from the working folder, None where none is asked about; `hosts`, names or addresses of the others;
+    `cache`, the folder of --weights-cache, where one is asked about.
     """
     return {
         "host": socket.gethostname().split(".")[0],

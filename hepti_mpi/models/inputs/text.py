@@ -9,6 +9,7 @@ import io
 import json
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ OTHERS = {b"\x1f\x8b": "compressed with gzip: unpack it", b"PK\x03\x04": "a zip 
 WIDE = "UTF-16 without a mark at its beginning: save it as UTF-8"
 SHOWN = 1000  # characters of a line that stand in an answer for a text that it does not hold
 BEGIN = 8000  # bytes of a file by which Git, too, tells whether it is text: no byte of a text is 0
+FEW, PART = 5, 20  # so many bytes, or one of so many, may be none of a text's where one is 0: they cost their own lines
+NO_LETTER = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f\ud800-\udfff]")  # also what a byte that is no UTF-8 becomes
 
 
 @dataclass(frozen=True)
@@ -117,11 +120,14 @@ def _is_wide(content: bytes) -> bool:
 
 def _check_text(content: bytes, name: str) -> None:
     """Raise InputError for a picture or another file that is no text as a whole."""
-    if b"\0" in content[:BEGIN]:
+    begin = content[:BEGIN]
+    if b"\0" in begin:
+        odd = len(NO_LETTER.findall(begin.decode("utf-8", "surrogateescape")))
         try:
             content.decode("utf-8")
         except UnicodeDecodeError:
-            raise InputError(f"{name} holds no text; {TAKEN}") from None
+            if odd > max(FEW, len(begin) // PART):
+                raise InputError(f"{name} holds no text; {TAKEN}") from None
 
 
 def _read_file(path: Path) -> bytes:
