@@ -15,7 +15,6 @@ from hepti_mpi.program import ownership
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import OUTER, Compute
 from hepti_mpi.reporting.above import EXCHANGES, MEANT, Measured, above_bound, meant
-from hepti_mpi.reporting.above_plot import COLOURS, OTHER, stacked
 
 SPEC = random_model("tiny-bert").spec
 ROWS, REQUESTS, BOUND = 26, 3, 0.01
@@ -104,11 +103,15 @@ def test_every_part_is_explained():
 
 
 def test_every_exchange_that_blocks_has_words_and_a_colour_of_its_own():
+    from hepti_mpi.reporting.above_plot import COLOURS, OTHER  # takes a second, for each process that looks for tests
+
     kinds = set(ownership.EXCHANGES) - {"slice", "even_reduce", "even_gather"}  # the first moves nothing, the others are an allreduce's
     assert set(EXCHANGES) == kinds
     assert set(COLOURS) == {*kinds, *MEANT} and len({*COLOURS.values(), OTHER}) == len(COLOURS) + 1
 
 
 def test_bars_go_on_to_both_sides():
+    from hepti_mpi.reporting.above_plot import stacked
+
     bars = list(stacked({"a": 2.0, "b": -1.0, "c": 3.0, "d": -0.5}))
     assert bars == [(0.0, 2.0, "a"), (-1.0, 1.0, "b"), (2.0, 3.0, "c"), (-1.5, 0.5, "d")]

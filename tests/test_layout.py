@@ -95,26 +95,56 @@ def breaches(place, names):
             yield f"{place} imports {name}, which is not above it"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_module(path):
+def of_module(path):
+    """What is wrong with a module as a whole."""
     place, source = path.relative_to(ROOT).as_posix(), path.read_text()
     if path.name == "__init__.py" and path.parent != ROOT:
-        assert not source.strip(), f"{place} is only there to make a package"
+        if source.strip():
+            yield f"{place} is only there to make a package"
         return
-    assert list(breaches(place, imports_of(path))) == []
-    assert ast.get_docstring(tree_of(path)), f"{place} has no docstring"
-    assert len(source.splitlines()) <= LINES, f"{place} has more than {LINES} lines"
+    yield from breaches(place, imports_of(path))
+    if not ast.get_docstring(tree_of(path)):
+        yield f"{place} has no docstring"
+    if len(source.splitlines()) > LINES:
+        yield f"{place} has more than {LINES} lines"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_functions_are_short_and_take_little(path):
+def of_functions(path):
+    """Which functions are long or take much."""
     for item in ast.walk(tree_of(path)):
         if not isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         where, given = f"{item.name} in {path.relative_to(ROOT)}", [*item.args.posonlyargs, *item.args.args, *item.args.kwonlyargs]
-        assert item.end_lineno - item.lineno < FUNCTION_LINES, f"{where} has more than {FUNCTION_LINES} lines"
+        if item.end_lineno - item.lineno >= FUNCTION_LINES:
+            yield f"{where} has more than {FUNCTION_LINES} lines"
         own = [one.arg for one in given if one.arg not in ("self", "cls")]
-        assert len(own) <= PARAMETERS, f"{where} takes {len(own)}: put what belongs together into a class"
+        if len(own) > PARAMETERS:
+            yield f"{where} takes {len(own)}: put what belongs together into a class"
+
+
+def of_names(path):
+    """Which modules docstrings name that are not there."""
+    rooms = "|".join(room.name for room in ROOT.iterdir() if room.is_dir())
+    for item in ast.walk(tree_of(path)):
+        if isinstance(item, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+            for room, name, file in re.findall(rf"(?<![\w./])({rooms})(?:\.([a-z_]+)|/([a-z_]+)\.py)", ast.get_docstring(item) or ""):
+                place = ROOT / room / (name or file)
+                if not (place.is_dir() or place.with_suffix(".py").exists()):
+                    yield f"{path.relative_to(ROOT)}: there is no {room}.{name or file}"
+
+
+def of_owners(path):
+    """Whether it says that it is the only user of a library, and is not: two did."""
+    place = path.relative_to(ROOT).as_posix()
+    for name in re.findall(r"only user of (?:the )?(\w+)", ast.get_docstring(tree_of(path)) or ""):
+        if OWNERS.get({"Pillow": "PIL"}.get(name, name)) != {place}:
+            yield f"{place} says that it is the only user of {name}"
+
+
+@pytest.mark.parametrize("check", [of_module, of_functions, of_names, of_owners])
+def test_modules(check):
+    """All that is wrong is told at once."""
+    assert [fault for path in MODULES for fault in check(path)] == []
 
 
 ROOMS_OF_MODELS = ("inputs", "tasks", "families", "checkpoints")  # what they share lies beside them; each may use those before it
@@ -141,24 +171,6 @@ def test_no_circle():
         free = {name for name, others in uses.items() if not others & set(uses)}
         assert free, f"these import each other: {', '.join(sorted(uses))}"
         uses = {name: others for name, others in uses.items() if name not in free}
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_docstrings_name_modules_that_are_there(path):
-    rooms = "|".join(room.name for room in ROOT.iterdir() if room.is_dir())
-    for item in ast.walk(tree_of(path)):
-        if isinstance(item, (ast.Module, ast.ClassDef, ast.FunctionDef)):
-            for room, name, file in re.findall(rf"(?<![\w./])({rooms})(?:\.([a-z_]+)|/([a-z_]+)\.py)", ast.get_docstring(item) or ""):
-                place = ROOT / room / (name or file)
-                assert place.is_dir() or place.with_suffix(".py").exists(), f"there is no {room}.{name or file}"
-
-
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_only_users_of_a_library_are_those_that_say_so(path):
-    """Two said it and were not."""
-    said = re.findall(r"only user of (?:the )?(\w+)", ast.get_docstring(tree_of(path)) or "")
-    owned = [OWNERS.get({"Pillow": "PIL"}.get(name, name)) for name in said]
-    assert owned == [{path.relative_to(ROOT).as_posix()}] * len(said)
 
 
 def test_there_are_modules():

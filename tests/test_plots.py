@@ -13,13 +13,16 @@ from pathlib import Path
 import pytest
 from made_benches import BOARDS, NAMES, bench, write
 
-matplotlib = pytest.importorskip("matplotlib")
+from hepti_mpi.errors import InputError
+from hepti_mpi.reporting.benches import read_benches
 
-from matplotlib.text import Text  # noqa: E402
 
-from hepti_mpi.errors import InputError  # noqa: E402
-from hepti_mpi.reporting import above_plot, canvas, plots  # noqa: E402
-from hepti_mpi.reporting.benches import read_benches  # noqa: E402
+@pytest.fixture(scope="module", autouse=True)
+def _drawing():
+    """Import what draws where a picture is drawn: it takes a second, and each process of a run imports the modules of all tests."""
+    global Text, above_plot, canvas, plots
+    Text = pytest.importorskip("matplotlib.text").Text
+    from hepti_mpi.reporting import above_plot, canvas, plots
 
 
 @pytest.fixture
