@@ -339,24 +339,18 @@ def test_the_same_decision_every_time():
     assert [c.plan.hash for c in one.others] == [c.plan.hash for c in other.others]
 
 
-@pytest.mark.parametrize("ranks, most", [(4, 300), (16, 600), (64, 400), (1024, 600)])
-def test_many_ranks_need_few_walks(ranks, most, monkeypatch):
-    calls = []
-    walk = Walk.__init__
+def test_many_ranks_need_few_walks_and_are_planned_soon(monkeypatch):
+    """Of the seconds a ratio, which does not depend on the machine."""
+    calls, seconds, walk = [], {}, Walk.__init__
     monkeypatch.setattr(Walk, "__init__", lambda *args: calls.append(1) or walk(*args))
-    choose(BASE, "hash", cluster(tuple(np.linspace(5, 50, ranks)), mbit=1000), Request(128))
-    assert 20 <= len(calls) <= most
-
-
-def test_ranks_are_planned_soon():
-    """A ratio that does not depend on the machine; what a search computes is counted above."""
-    seconds = {}
-    for ranks in (64, 1024):
+    for ranks, most in ((4, 300), (16, 600), (64, 400), (1024, 600)):
         profile = cluster(tuple(np.linspace(5, 50, ranks)), mbit=1000)
+        calls.clear()
         begin = time.process_time()
         decision = choose(LARGE, "hash", profile, Request(128))
         seconds[ranks] = time.process_time() - begin
         check(decision.chosen.plan, LARGE, "hash", ranks)
+        assert 20 <= len(calls) <= most, ranks
     assert seconds[1024] < 25 * seconds[64]
 
 
