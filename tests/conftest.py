@@ -11,8 +11,12 @@ from hepti_mpi.commands.screen import SCREEN
 
 @pytest.fixture(scope="session", autouse=True)
 def _caches(tmp_path_factory):
+    """What one process of a run has measured is for all of them: jobs of several users of a machine are side by side as well."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    (shared / "caches").mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("caches")))
+        patch.setenv("XDG_CACHE_HOME", str(shared / "caches"))
         yield
 
 

@@ -25,6 +25,7 @@ Ended = subprocess.CompletedProcess[str]
 Case = tuple[tuple[object, ...], tuple[str, ...], int]  # of a job that is refused: arguments, words of the sentence, ranks
 MPIRUN = Path(sys.executable).parent / "mpirun"
 AT_ONCE = 4  # jobs
+ALONE: set[tuple[str, int]] = set()  # commands and numbers of ranks of which a job by itself was refused
 SECONDS = 300  # a rank that hangs is a failure; a start takes about 3 s on an idle machine
 
 
@@ -76,9 +77,13 @@ def refused(result: Ended, *words: str) -> str:
 
 
 def all_refused(folder: Path, *cases: Case) -> list[str]:
-    """Check that jobs are refused properly; return what each told. The first of each command and number of ranks is a job by itself, the
+    """Check that jobs are refused properly; return what each told. The first of a command and number of ranks is a job by itself, the
     others are done by the same ranks in turn. Jobs run side by side: they wait most of the time, for the launcher or for the sentence."""
-    alone = {(str(case[0][0]), case[2]): case for case in reversed(cases)}.values()
+    alone = []
+    for case in cases:
+        if (kind := (str(case[0][0]), case[2])) not in ALONE:
+            ALONE.add(kind)
+            alone.append(case)
     together = [[case for case in cases if case not in alone and case[2] == ranks] for ranks in {ranks for *_, ranks in cases}]
     with ThreadPoolExecutor(AT_ONCE) as pool:
         ones = [pool.submit(launch, folder, *job, ranks=ranks) for job, _, ranks in alone]
@@ -137,19 +142,25 @@ def test_missing_store(tmp_path):
     refused(unnamed, "there is no store", "hepti_mpi slice")
 
 
-def test_truncated_store(store, tmp_path):
-    """At any length: tests/test_store.py."""
+def test_stores_that_are_damaged_or_older_and_what_a_host_cannot_do(store, tmp_path):
+    """Stores cut at any length: tests/test_store.py."""
     (tmp_path / "cut.h5").write_bytes(store.read_bytes()[:-1])
-    refused(launch(tmp_path, "run", "--weights", "cut.h5", "--shares", "1,1"), "cut.h5")
-
-
-def test_flipped_bit(store, tmp_path):
     with h5py.File(store) as file:
         offset = file["weights/layers.1.mlp.up.weight"].id.get_offset()
     content = bytearray(store.read_bytes())
     content[offset + 1000] ^= 4
     (tmp_path / "flip.h5").write_bytes(content)
-    refused(launch(tmp_path, "run", "--weights", "flip.h5", "--shares", "1,1"), "checksum", "layers.1.mlp.up.weight")
+    shutil.copy(store, tmp_path / "old.h5")
+    with h5py.File(tmp_path / "old.h5", "r+") as file:
+        file.attrs["format_version"] = 0
+    all_refused(
+        tmp_path,
+        (("run", "--weights", "flip.h5", "--shares", "1,1"), ("checksum", "layers.1.mlp.up.weight"), 2),
+        (("run", "--weights", "cut.h5", "--shares", "1,1"), ("cut.h5",), 2),
+        (("run", "--weights", "old.h5"), ("format 0", "this program reads 1"), 2),
+        (("run", "--weights", store, "--threads", 1000), ("--threads 1000", "cores"), 2),
+        (("run", "--weights", store, "--layout", "rows/rows", "--shares", "1,1", "--memory-limit", "1G,1K"), ("rank 1", "lacks"), 2),
+    )
 
 
 def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
@@ -168,13 +179,6 @@ def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
     damaged, missing = in_turn(tmp_path, [["run", "--weights", parts, "--plan", plan] for parts in ("parts", "some")], 3)
     refused(damaged, "(rank 2)", "checksum")
     refused(missing, "(rank 2)", "rank02.h5 not found")
-
-
-def test_older_format(store, tmp_path):
-    shutil.copy(store, tmp_path / "old.h5")
-    with h5py.File(tmp_path / "old.h5", "r+") as file:
-        file.attrs["format_version"] = 0
-    refused(launch(tmp_path, "run", "--weights", "old.h5"), "format 0", "this program reads 1")
 
 
 def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
@@ -259,14 +263,6 @@ def test_memory_must_hold_the_longest_request_too(store, tmp_path):
     all_refused(tmp_path, *(((*words, name), ("lacks", "512 rows"), 2) for name in ("long.npz", "mixed.npz")))
 
 
-def test_forced_shares_that_do_not_fit(store, tmp_path):
-    refused(
-        launch(tmp_path, "run", "--weights", store, "--layout", "rows/rows", "--shares", "1,1", "--memory-limit", "1G,1K"),
-        "rank 1",
-        "lacks",
-    )
-
-
 def test_closed_standard_input(store, tmp_path):
     environment = launch_environment()
     command = f"exec '{MPIRUN}' -n 2 '{sys.executable}' -m hepti_mpi run --weights '{store}' --input - <&-"
@@ -285,10 +281,6 @@ def test_standard_input_under_mpirun(store, tmp_path):
         subprocess.run(["bash", "-c", command], check=True, capture_output=True, timeout=SECONDS, cwd=tmp_path, env=launch_environment(2))
         told = [json.loads(line)["input"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert told == ["good morning", "how are you"]
-
-
-def test_more_threads_than_cores(store, tmp_path):
-    refused(launch(tmp_path, "run", "--weights", store, "--threads", 1000), "--threads 1000", "cores")
 
 
 def test_boards_that_can_not_be_emulated(store, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_bad_input import SECONDS, launch, launch_environment
+from test_bad_input import SECONDS, in_turn, launch, launch_environment
 
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.random import random_model
@@ -114,14 +114,14 @@ def test_a_result_that_is_not_finite(folder):
     ids[1, 2] = model.spec.numbers("ids") - 1
     np.savez(folder / "ids.npz", input_ids=ids)
     words = ["run", "--weights", "large.h5", "--input", "ids.npz", "--output"]
-    result = alone(folder, *words, "large.jsonl")
+    result, arrays = in_turn(folder, [[*words, "large.jsonl"], [*words, "large.npz", "--hidden"]], 1)
     assert result.returncode == 5, result.stderr
     text = (folder / "large.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     assert [record.get("error") for record in records(folder / "large.jsonl")] == [
         None, "array 2 of ids.npz: the result is not finite: numbers became too large on the way", None,
     ]  # fmt: skip
-    assert alone(folder, *words, "large.npz", "--hidden").returncode == 5
+    assert arrays.returncode == 5
     with np.load(folder / "large.npz") as found:
         for name in ("last_hidden_state", "pooler_output"):
             assert np.isnan(found[name][1]).all() and np.isfinite(found[name][[0, 2]]).all()
