@@ -1,8 +1,10 @@
 """Where the values of a program live and what each step must wait for. Pure: knows steps and names of values; no sizes, no MPI."""
 
+from functools import lru_cache
+
 from hepti_mpi.program.operation import Form
 from hepti_mpi.program.ownership import ROOT
-from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Value
+from hepti_mpi.program.steps import EMBEDDED, KEPT, RESULT, Compute, Program, Same, Step, Value
 
 REST = 4  # steps per tile that a buffer rests
 
@@ -11,8 +13,15 @@ class Laid:
     """A program with `values`, where they live, and `interfaces`, of each step."""
 
     def __init__(self, program: Program) -> None:
-        self.program, self.values = program, distributions(program)
-        self.interfaces = [interface(self.values, step) for step in program]
+        self.program = program
+        self.values, self.interfaces = _laid(Same(program))
+
+
+@lru_cache(KEPT)
+def _laid(program: Same) -> tuple[dict[str, Value], list[tuple[tuple[str, ...], tuple[str, ...]]]]:
+    """Return the values and interfaces of a program; nobody changes them."""
+    values = distributions(program.it)
+    return values, [interface(values, step) for step in program.it]
 
 
 def distributions(program: Program) -> dict[str, Value]:

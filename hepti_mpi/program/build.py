@@ -3,6 +3,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import NamedTuple
 
 from hepti_mpi.models.blocks import KINDS, Attention, Norm
 from hepti_mpi.models.spec import ModelSpec
@@ -10,7 +12,7 @@ from hepti_mpi.program import ops
 from hepti_mpi.program.operation import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.program.steps import EMBEDDED, RESULT, Compute, Program, Step, Sync
+from hepti_mpi.program.steps import EMBEDDED, KEPT, RESULT, Compute, Program, Same, Step, Sync
 
 FINAL = "final.norm"  # the weights of the norm behind the last layer
 SEGMENT_BYTES = 1 << 30  # of layers that one segment may have: what no kernel reads from a file is in its model, which holds 2 GiB
@@ -23,11 +25,40 @@ def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Progr
 
     `everywhere`: where layers are divided by heads and columns, all ranks want the last rows, before they are gathered.
     """
-    builder = _Builder(spec, plan, everywhere)
+    tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
+    segment = PAGED_BYTES if "mapped" in plan.weights_mode else SEGMENT_BYTES
+    return _made(Same(spec), _Asked(plan.layouts, plan.first, plan.wires, plan.reduction, tiles, segment, everywhere))
+
+
+class _Asked(NamedTuple):
+    """All of a plan that its steps depend on: no counts. `segment`: bytes of layers that one may have; `everywhere`: as above."""
+
+    layouts: tuple[tuple[str, str], ...]
+    first: int
+    wires: tuple[str, ...]
+    reduction: str
+    tiles: int
+    segment: int
+    everywhere: bool
+
+    @property
+    def numbers(self) -> range:
+        """The numbers of the layers."""
+        return range(self.first, self.first + len(self.layouts))
+
+
+@lru_cache(KEPT)
+def _made(spec: Same, asked: _Asked) -> Program:
+    """Return the steps of a model's plan. A planner prices many plans by the same steps, for one cluster after the other."""
+    return _steps(spec.it, asked)
+
+
+def _steps(spec: ModelSpec, asked: _Asked) -> Program:
+    builder = _Builder(spec, asked)
     builder.start()
-    every = [(layer, kind) for layer in plan.numbers for kind in KINDS]
+    every = [(layer, kind) for layer in asked.numbers for kind in KINDS]
     for place, (layer, kind) in enumerate(every):
-        builder.wire = plan.wires[layer - plan.first]
+        builder.wire = asked.wires[layer - asked.first]
         following = every[place + 1] if place + 1 < len(every) else None
         if not spec.layer(layer).parallel:
             builder.block(layer, kind)
@@ -43,18 +74,17 @@ class _Builder:
     """Appends steps, which are repeated for every tile then, while it keeps the names and the distribution of the residual `x`, the block
     input `y` and the term `p`."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, everywhere: bool) -> None:
-        self.spec, self.plan = spec, plan
-        self.last = "full" if everywhere and not plan.keeps_requests else "rows"  # how the last rows are wanted
-        self.tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
-        segment = PAGED_BYTES if "mapped" in plan.weights_mode else SEGMENT_BYTES
-        self.most = max(1, segment // spec.bytes_of_layer)  # layers of a segment
-        behind = plan.numbers.stop  # the layer that follows the last one of the plan, where the model has one
+    def __init__(self, spec: ModelSpec, asked: _Asked) -> None:
+        self.spec, self.asked, self.tiles = spec, asked, asked.tiles
+        whole = any(attention == "local" for attention, _ in asked.layouts)  # requests
+        self.last = "full" if asked.everywhere and not whole else "rows"  # how the last rows are wanted
+        self.most = max(1, asked.segment // spec.bytes_of_layer)  # layers of a segment
+        behind = asked.numbers.stop  # the layer that follows the last one of the plan, where the model has one
         self.beyond = (behind, KINDS[0]) if behind < spec.layers else None
         self.steps: list[Step] = []
         self.versions: dict[str, int] = {}
         self.fenced = False
-        self.wire = plan.wires[0]  # of the layer under way: of its exchanges, and of those that bring what it made to the next
+        self.wire = asked.wires[0]  # of the layer under way: of its exchanges, and of those that bring what it made to the next
         self.x = self.y = self.p = ""
         self.x_at = self.y_at = self.p_at = "full"
 
@@ -63,7 +93,11 @@ class _Builder:
         return f"{role}{self.versions[role]}"
 
     def needs(self, layer: int, kind: str) -> str:
-        return "full" if self.plan.layout(layer, kind) in ("heads", "columns") else "rows"
+        return "full" if self.layout(layer, kind) in ("heads", "columns") else "rows"
+
+    def layout(self, layer: int, kind: str) -> str:
+        """Return how a block of a layer is divided."""
+        return self.asked.layouts[layer - self.asked.first][0 if kind == "attention" else 1]
 
     def compute(self, op: Op, distribution: str) -> None:
         """Append `op`, to the segment under way where it may join that."""
@@ -129,12 +163,12 @@ class _Builder:
         self.compute(replace(like, reads=reads, writes=writes, axis="heads" if held.columns == "heads" else None), held.rows)
 
     def start(self) -> None:
-        first = self.needs(self.plan.first, "attention")
-        by_rows = first == "rows" or self.plan.reduction == "reduce_scatter"
+        first = self.needs(self.asked.first, "attention")
+        by_rows = first == "rows" or self.asked.reduction == "reduce_scatter"
         (self.x,) = self.sync("scatterv" if by_rows else "bcast", (EMBEDDED,), "x")
         self.y, self.x_at = self.x, "rows" if by_rows else "full"
         self.y_at = self.x_at
-        self.norm((self.plan.first, KINDS[0]))
+        self.norm((self.asked.first, KINDS[0]))
         if self.y_at != first:
             (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), first
 
@@ -187,7 +221,7 @@ class _Builder:
     def attention(self, layer: int) -> None:
         """Append an attention, up to the term that the tail adds."""
         at, block = self.needs(layer, "attention"), self.spec.layer(layer).attention
-        layout = "heads" if at == "full" else self.plan.layout(layer, "attention")
+        layout = "heads" if at == "full" else self.layout(layer, "attention")
         axis = "heads" if at == "full" else None
         if layout == "recompute":
             (whole,) = self.sync("allgatherv", (self.y,), "y")
@@ -240,7 +274,7 @@ class _Builder:
     def tail(self, layer: int, kind: str, following: tuple[int, str] | None) -> None:
         """Append the residual sum and LayerNorm after a block, where the plan says that they are computed."""
         wanted = self.needs(*following) if following else self.last
-        place = wanted if self.p_at == "partial" and self.plan.reduction == "allreduce" else "rows"
+        place = wanted if self.p_at == "partial" and self.asked.reduction == "allreduce" else "rows"
         if self.p_at == "partial":
             (self.p,) = self.sync("allreduce" if place == "full" else "reduce_scatter", (self.p,), "p")
         if self.x_at == "full" and place == "rows":
@@ -262,8 +296,8 @@ class _Builder:
         assert following is not None
         one_tail = following[1] == "mlp" or self.spec.layer(following[0]).parallel
         after = (following[0] + 1, "attention") if one_tail else (following[0], "mlp")
-        next_needs = self.needs(*after) if after[0] < self.plan.numbers.stop else "rows"
-        residual_on_all = self.plan.reduction == "allreduce" and next_needs == "full"
+        next_needs = self.needs(*after) if after[0] < self.asked.numbers.stop else "rows"
+        residual_on_all = self.asked.reduction == "allreduce" and next_needs == "full"
         if self.x == self.y:
             (whole,) = self.sync("allgatherv", (self.y,), "y")
             self.y, self.y_at = whole, "full"

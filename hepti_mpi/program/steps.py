@@ -13,7 +13,7 @@ the next is computed. The order of the steps is one in which they can be done; `
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hepti_mpi.program.operation import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
@@ -94,6 +94,20 @@ class Value(NamedTuple):
     width: int = 0
 
 
+class Same:
+    """What something is known by that has no quick hash: itself. Whoever keeps this keeps `it`, so that nothing else has its place."""
+
+    def __init__(self, it: Any) -> None:
+        self.it = it
+
+    def __hash__(self) -> int:
+        return id(self.it)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Same) and self.it is other.it
+
+
 Step = Compute | Sync
 Program = tuple[Step, ...]
 OUTER = ("bcast", "scatterv", "gatherv")
+KEPT = 128  # programs, which a search makes some 40 of; the next one for the same model begins with them
