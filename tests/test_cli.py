@@ -21,6 +21,7 @@ from hepti_mpi.errors import CapacityError, HeptiError, ModelError, PlanError, P
 from hepti_mpi.planning.baselines import baseline
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.plan import check
+from hepti_mpi.weights.places import no_file
 from hepti_mpi.weights.slices import Part, whole_slices
 from hepti_mpi.weights.store import Store
 
@@ -561,3 +562,9 @@ def test_a_plan_for_another_model_is_refused(run, made):
     run("plan", "--weights", "random:minilm", "--boards", "pi4,pi4,pi4", "--output", "minilm.json")  # whose layers are more
     with pytest.raises(PlanError, match="the plan is for model minilm"):
         run("slice", "random:tiny-bert", "cut.h5", "--plan", "minilm.json", "--ranks", "parts-of-minilm")
+
+
+def test_a_store_that_another_rank_has_is_copied(monkeypatch):
+    monkeypatch.setenv("OMPI_COMM_WORLD_RANK", "1")
+    assert no_file(Path("none.h5")) == (
+        "none.h5 not found; copy it here with: python -m hepti_mpi push none.h5 HOSTFILE, or run with --weights-cache")

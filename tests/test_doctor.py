@@ -116,10 +116,17 @@ def test_settings_that_hold():
     ("Host key verification failed.", "ssh-keygen -R pi4-3"),
     ("pi@pi4-3: Permission denied (publickey,password).", "ssh-copy-id pi@pi4-3"),
     ("exit code 255", "ssh-copy-id pi@pi4-3"),
+    ("it did not answer within 30 s", "does it have too much to do, or hang?"),
 ])  # fmt: skip
 def test_a_host_that_cannot_be_asked_is_mended_by_what_ssh_said(said, mend):
     [found] = findings(ASKING, cluster() | {"pi@pi4-3": said})
+    assert ("password" in found.why) == ("ssh-copy-id" in found.mend)
     assert found.host == "pi@pi4-3" and said in found.what and mend in found.mend and "ssh -o BatchMode=yes pi@pi4-3" in found.mend
+
+
+def test_a_name_with_a_domain_is_given_no_other():
+    [found] = findings(ASKING, cluster() | {"pi4-3.lan": "ssh: Could not resolve hostname pi4-3.lan: Name or service not known"})
+    assert "or the address into the hostfile" in found.mend and ".local" not in found.mend
 
 
 def renamed(**names):
@@ -353,6 +360,7 @@ def test_the_command(tmp_path, monkeypatch):
     assert done.exit_code == (2 if told["findings"] else 0) and (folder / "run.sbatch").read_text().endswith('"$@"\n')
     done = CliRunner().invoke(main.main, ["doctor", "--weights", str(tmp_path / "gone.h5")])
     assert done.exit_code == 2 and "gone.h5: not found" in done.output and "to start a job, once that is mended:" in done.output
+    assert f"-m hepti_mpi run --weights {tmp_path / 'gone.h5'}" in done.output
     hostfile.write_text("nobody.invalid slots=1\n")
     done = CliRunner().invoke(main.main, ["doctor", str(hostfile), "--weights", str(store)])
     assert done.exit_code == 2 and "nobody.invalid: cannot be asked" in done.output

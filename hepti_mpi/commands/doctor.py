@@ -46,10 +46,10 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
 
     if folder is not None and launched_rank() == 0:
         check_place(folder / "hosts.txt", HeptiError, "--write ", making=True)
-    weights = weights or _the_store()
+    store = weights or _the_store()
     named = str(hostfile or launcher_hostfile() or "") or None
-    question = {"store": weights and str(weights), "cache": cache and str(cache)}
-    asking, unread = Asking(sys.executable, os.getcwd(), launched(), named, str(weights or "")), []
+    question = {"store": store and str(store), "cache": cache and str(cache)}
+    asking, unread = Asking(sys.executable, os.getcwd(), launched(), named, str(store or ""), weights is not None), []
     if launched():
         from hepti_mpi.comm.ranks import Comm
 

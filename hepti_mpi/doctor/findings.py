@@ -27,7 +27,8 @@ SLOW_LINK = 4  # times slower than the median of the hosts
 SLOW_WIRE = 2  # times slower than the interface says
 NOW = {0: "its supply voltage is too low", 1: "its clock is held down", 2: "it is throttled", 3: "it is near the limit of temperature"}
 UNREACHABLE = {  # what ssh says, and what mends it
-    "not resolve hostname": "write its address and name into /etc/hosts, or the address or {name}.local into the hostfile",
+    "not resolve hostname": "write its address and name into /etc/hosts, or the address{local} into the hostfile",
+    "did not answer": "does it have too much to do, or hang?",
     "Connection refused": "switch ssh on there: sudo systemctl enable --now ssh",
     "timed out": "is it switched on, in this network, and is the address right?",
     "No route to host": "is it switched on, in this network, and is the address right?",
@@ -35,6 +36,7 @@ UNREACHABLE = {  # what ssh says, and what mends it
     "Host key verification failed": "if that board was set up anew, forget its old key: ssh-keygen -R {key}",
     "Permission denied": "give it your key with: ssh-copy-id {port}{host}",
 }
+PASSWORD = "Permission denied"  # also what is thought of where ssh says nothing that is known
 BOOT = 16  # bits from here: the same, at some time since it was started
 
 
@@ -51,13 +53,14 @@ class Finding:
 @dataclass(frozen=True)
 class Asking:
     """Who asks: the interpreter and folder that all hosts should have, and whether mpirun started the ones who answer; the hostfile, for a
-    store that is to be pushed, and the ports of its hosts."""
+    store that is to be pushed, and whether that was named by who asks; the ports of its hosts."""
 
     python: str
     folder: str
     launched: bool
     hostfile: str | None = None
     store: str = ""
+    named: bool = False
     ports: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -97,12 +100,14 @@ def _at(host: str, facts: Facts, path: str) -> str:
 
 
 def _unreachable(asking: Asking, host: str, why: str) -> Finding:
-    mend = next((mend for words, mend in UNREACHABLE.items() if words in why), UNREACHABLE["Permission denied"])
+    said = next((words for words in UNREACHABLE if words in why), PASSWORD)
+    mend, asks = UNREACHABLE[said], ", and must not be asked for a password" * (said == PASSWORD)
     name, number = host.rpartition("@")[2], asking.ports.get(host)
     port, key = f"-p {number} " if number else "", quote(f"[{name}]:{number}") if number else name
     look = f"{' Look' if mend.endswith('?') else '; look'} with: ssh -o BatchMode=yes {port}{host} true"
-    mend = mend.format(host=host, name=name, port=port, key=key) + look
-    return Finding(host, f"cannot be asked: {why}", "mpirun starts its ranks over ssh, and must not be asked for a password", mend)
+    local = "" if "." in name else f" or {name}.local"
+    mend = mend.format(host=host, local=local, port=port, key=key) + look
+    return Finding(host, f"cannot be asked: {why}", f"mpirun starts its ranks over ssh{asks}", mend)
 
 
 def _software(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
@@ -369,7 +374,8 @@ def recommended(asking: Asking, hosts: Mapping[str, Facts | str], hostfile: str 
     where = ["-hostfile", hostfile] if hostfile else ["-host", ",".join(usable)]
     mpirun = [str(Path(asking.python).parent / "mpirun"), *where, "--bind-to", "none"]
     mpirun += [word for name, value in settings.items() for word in ("--mca", name, value)]
-    line = join([*(mpirun if hostfile or len(usable) > 1 else []), asking.python, "-m", "hepti_mpi", "run"])
+    run = [asking.python, "-m", "hepti_mpi", "run", *(["--weights", asking.store] if asking.named else [])]
+    line = join([*(mpirun if hostfile or len(usable) > 1 else []), *run])
     etc = Path(asking.python).parent.parent / "etc"
     script = (
         f"#!/usr/bin/env bash\n#SBATCH --nodes={max(1, len(usable))} --nodelist={','.join(usable)}\n"

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 from shlex import quote
 
+from hepti_mpi.comm.launcher import launched_rank
 from hepti_mpi.documents import check_place
 from hepti_mpi.errors import StoreError, dead_link, reason_of
 from hepti_mpi.wording import counted
@@ -67,14 +68,18 @@ def no_model(source: Path) -> str | None:
 
 
 def no_file(path: Path) -> str:
-    """Say why there is no store at `path`, where no file is, and how one is made whose name ends as that of a store does."""
+    """Say why there is no store at `path`, where no file is, and how one is made whose name ends as that of a store does, or is copied."""
     link = dead_link(path)
     if path.exists():
         return f"{path} is no file; {NO_STORE}"
     if (WEIGHTS / path.name).is_file():
         return f"{path} not found; there is a store of that name: {WEIGHTS / path.name}"
+    if link:
+        return f"{path} cannot be read: {link}"
+    if launched_rank():  # the first rank, which would speak before this one, has it
+        return f"{path} not found; copy it here with: python -m hepti_mpi push {quote(str(path))} HOSTFILE, or run with --weights-cache"
     made = f"python -m hepti_mpi slice SOURCE {quote(str(path) if path.suffix == '.h5' else f'{path}.h5')}"
-    return f"{path} cannot be read: {link}" if link else f"{path} not found; make it with: {made}"
+    return f"{path} not found; make it with: {made}"
 
 
 def check_new(path: Path) -> None:
