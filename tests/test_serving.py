@@ -111,8 +111,10 @@ def test_answers_are_shown_in_the_order_of_their_inputs():
     shown = []
     sink = Shown(SimpleNamespace(is_read=True, answers=shown.extend))
     sink.begin({}, 4, {1: finished_answer({"input": "1"}, "is empty")})
+    assert sink.kept(3) == "none of 3 answers is there yet"
     for places in ((2,), (3,), (0,), (0, 2)):  # the last is asked again, to measure
         sink.event(event(*places))
     assert [one["input"] for one in shown] == ["0", "1", "2", "3"]
     tally = sink.write()
     assert (tally.inputs, tally.errors, sink.answered) == (4, 1, 5)
+    assert sink.kept(8) == "5 of 8 were answered, of which nothing is kept without --output FILE"

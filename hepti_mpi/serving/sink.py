@@ -125,7 +125,7 @@ class Shown:
         return Tally.of(self.told)
 
     def kept(self, asked: int) -> str:
-        return f"{self.answered} of {asked} were answered, of which nothing is kept without --output FILE"
+        return unkept(self.answered, asked, "without --output FILE")
 
     def left(self) -> str:
         return ""
@@ -217,7 +217,7 @@ class Filed:
         if self.already is not None or self.written:
             return f"every answer is in {self.output}"
         if self.journal is None:
-            return f"{self.answered} of {asked} were answered, of which nothing is kept with --repeat or --logits"
+            return unkept(self.answered, asked, "with --repeat or --logits")
         return self.left() or f"none of {self.count} answers is there yet"
 
     def left(self) -> str:
@@ -284,6 +284,17 @@ class Noted:
 
     def event(self, event: Any) -> None:
         interrupts.note()
+
+
+def unkept(answered: int, asked: int, why: str) -> str:
+    """Say how many of those that were asked are answered, where nothing is kept of them.
+
+    >>> unkept(0, 8, "without --output FILE"), unkept(1, 8, "with --repeat")
+    ('none of 8 answers is there yet', '1 of 8 was answered, of which nothing is kept with --repeat')
+    """
+    if not answered:
+        return f"none of {asked} answers is there yet"
+    return f"{answered} of {asked} {'was' if answered == 1 else 'were'} answered, of which nothing is kept {why}"
 
 
 def kept_of(journal: Journal, count: int) -> str:
