@@ -343,7 +343,7 @@ def test_many_ranks_need_few_walks_and_are_planned_soon(monkeypatch):
     """Of the seconds a ratio, which does not depend on the machine."""
     calls, seconds, walk = [], {}, Walk.__init__
     monkeypatch.setattr(Walk, "__init__", lambda *args: calls.append(1) or walk(*args))
-    for ranks, most in ((4, 300), (16, 600), (64, 400), (1024, 600)):
+    for ranks, most in ((4, 110), (16, 90), (64, 70), (1024, 80)):
         profile = cluster(tuple(np.linspace(5, 50, ranks)), mbit=1000)
         calls.clear()
         begin = time.process_time()
@@ -531,6 +531,7 @@ def test_impossible_requests(options, words):
 
 def with_alone(profile, speedup):
     """The same boards, where a rank that computes alone on its host is `speedup` times as fast, and has the memory of all."""
+
     def alone(node):
         mates = profile.hosts.count(node.host)
         faster = scaled(replace(profile, nodes=(node,)), [1 / speedup]).nodes[0]

@@ -1,6 +1,7 @@
 """The hill climb: it ends with a plan that is valid, fits, and is not slower than what it began with; and its moves keep sums."""
 
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import sized
 
+from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
 from hepti_mpi.planning.price import Price, Prices
@@ -64,6 +66,48 @@ def made_up(rows, price, heads=(5, 4, 0), tiles=()):
 
 def every(variants):
     return [] if variants is None else [variants.at(number) for number in range(len(variants))]
+
+
+# what is priced
+
+
+@pytest.mark.parametrize("speeds, mbit", [((9, 30), 20), ((16, 11.4, 6.7, 4.4), 100), ((30, 3, 3), 1000)], ids=str)
+def test_no_plan_takes_less_than_it_computes_or_sends(speeds, mbit):
+    """Of any layout and exchange, whole or cut into tiles."""
+    search = search_of(speeds, mbit)
+    for layout, exchange in product(LAYOUTS, (OWN, MPI)):
+        if exchange is not MPI or layout[0] != "alltoall":
+            plan = search.planned((layout,) * search.spec.layers, tuple(range(len(speeds))), exchange)
+            cut = [replace(plan, tiles=tuple(zip(*(splits.even(count, 2) for count in plan.rows))))] * (exchange is OWN)
+            for one in (plan, *cut):
+                batch, programs = search.pricer.batch([one]), search.costs.programs(one)
+                least, prices = batch.least(*programs, times=search.costs.further), batch.prices(*programs, times=search.costs.further)
+                assert 0.3 * prices.seconds[0] < least[0] <= prices.seconds[0]
+
+
+def test_what_is_hopeless_is_not_priced():
+    """One plan of each kind is, and of fewer ranks those that do not compute or send longer than what was found takes."""
+    search = search_of((16, 11.4, 6.7, 4.4))
+    plans = [search.planned((layout,) * 3, subset, OWN) for layout in LAYOUTS for subset in ((0, 1, 2, 3), (0, 1, 2), (2, 3), (3,))]
+    every = {candidate.plan: candidate.price for candidate in search.costs.candidates(plans)}
+    most = min(price.seconds for price in every.values())
+    some = list(search.costs.promising(plans, lambda plan: most))
+    assert {plan for plan, _ in some} == set(plans)
+    found = [one for _, one in some if one is not None]
+    assert all(one.price.seconds == every[one.plan].seconds and search.costs.fits(one) for one in found)
+    assert most == min(one.price.seconds for one in found) and len(found) < len(plans) / 2
+    assert [len(one.plan.active) for one in found] == sorted((len(one.plan.active) for one in found), reverse=True)
+    assert all(one is not None for _, one in search.costs.promising(plans, lambda plan: np.inf))
+    assert not list(search_of((16, 11.4, 6.7, 4.4), limits=(1,) * 4).costs.promising(plans, lambda plan: np.inf)), "no memory"
+
+
+def test_a_climb_that_comes_too_late_is_given_up():
+    """Where many more moves like the last one would not lead to what is aimed at."""
+    climbs, start = made_up((60, 30, 7), lambda plan: 1 + sum(abs(a - b) for a, b in zip(plan.rows, (20, 33, 44))))
+    every = list(climbs.steps_from(start, 1))
+    assert [one.price.seconds for one in every] == sorted((one.price.seconds for one in every), reverse=True) and len(every) > 2
+    assert [one.plan for one in climbs.steps_from(start, 1, every[-1].price.seconds)] == [one.plan for one in every]
+    assert len(list(climbs.steps_from(start, 1, -1e9))) == 1
 
 
 # the climb

@@ -3,7 +3,7 @@
 Knows what of a plan the price and the memory depend on; does not know where plans come from.
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, groupby
@@ -140,6 +140,10 @@ class Costs:
     def _key(plan: Plan) -> tuple[object, ...]:
         return plan.layouts, plan.reduction, plan.collectives, plan.wire, len(plan.tiles)
 
+    def _alike(self, plan: Plan) -> tuple[object, ...]:
+        """Return what plans have in common that are priced at once."""
+        return self._key(plan), len(plan.active), any(plan.heads)
+
     @cached_property
     def further(self) -> float:
         """How often the layers between those of the two programs are there beside the first one's."""
@@ -148,35 +152,68 @@ class Costs:
 
     def candidates(self, plans: Sequence[Plan]) -> list[Candidate]:
         """Price plans, those whose layers are alike by a few of them."""
+        found = {number: candidate for numbers, part, programs in self._groups(plans)
+                 for number, candidate in zip(numbers, self._priced([plans[number] for number in numbers], part, programs))}  # fmt: skip
+        return [found[number] for number in range(len(plans))]
+
+    def promising(self, plans: Sequence[Plan], most: Callable[[Plan], float]) -> Iterator[tuple[Plan, Candidate | None]]:
+        """Yield those plans that memory holds, on many ranks first, as candidates; None where one takes at the least more than the `most`
+        seconds that matter when it is looked at."""
+        for numbers, part, programs in self._groups(plans):
+            some = [plans[number] for number in numbers]
+            memory = self._memory(some)
+            fits = [self.fits_in(plan, needs) for plan, needs in zip(some, memory)]
+            hopes = part.least(*programs, times=self.further) < most(some[0]) if any(fits) else fits
+            kept = [number for number, (fit, hope) in enumerate(zip(fits, hopes)) if fit and hope]
+            if kept:
+                some_part = part.of(kept, *programs) if len(kept) < len(some) else part
+                priced = self._priced([some[number] for number in kept], some_part, programs, memory[kept])
+            yield from ((plan, next(priced) if hope else None) for plan, fit, hope in zip(some, fits, hopes) if fit)
+
+    def _groups(self, plans: Sequence[Plan]) -> Iterator[tuple[list[int], Batch, list[Program]]]:
+        """Yield the numbers of plans that do the same steps, many ranks first, with a batch of them and those steps."""
         groups: dict[tuple[object, ...], dict[tuple[object, ...], list[int]]] = {}  # steps that are worked out at once: those of programs
         for number, plan in enumerate(plans):
             program, ranks = self._key(plan), len(plan.active)
-            alike = ranks, plan.collectives, len(plan.tiles), any(plan.heads), program if ranks > FAIR else None  # many take much memory
+            alike = -ranks, plan.collectives != "own", len(plan.tiles), any(plan.heads), program if ranks > FAIR else ()  # much memory
             groups.setdefault(alike, {}).setdefault(program, []).append(number)
-        found: dict[int, Candidate] = {}
-        for group in groups.values():
+        for _, group in sorted(groups.items(), key=lambda one: one[0][:3]):
             batch = self.pricer.batch([plans[number] for numbers in group.values() for number in numbers])
             programs = [self.programs(plans[numbers[0]]) for numbers in group.values()]
             batch.learn(*chain.from_iterable(programs))
             begin = 0
             for numbers, depths in zip(group.values(), programs):
-                part = batch.of(range(begin, begin + len(numbers)), *depths)
-                prices = part.prices(*depths, times=self.further).each(part.ranks, self.ranks)
-                found.update(zip(numbers, self._candidates([plans[number] for number in numbers], prices)))
+                yield numbers, batch.of(range(begin, begin + len(numbers)), *depths), depths
                 begin += len(numbers)
-        return [found[number] for number in range(len(plans))]
+
+    def _priced(
+        self, plans: Sequence[Plan], batch: Batch, programs: Sequence[Program], memory: np.ndarray | None = None
+    ) -> Iterator[Candidate]:  # fmt: skip
+        prices = batch.prices(*programs, times=self.further).each(batch.ranks, self.ranks)
+        return self._candidates(plans, prices, self._memory(plans) if memory is None else memory)
 
     def whole(self, plan: Plan) -> Candidate:
         """Price a plan by all of its layers."""
-        if plan not in self.wholes:
-            (self.wholes[plan],) = self._candidates([plan], [self.pricer.price(self._made(plan, _layers(plan)), plan)])
-        return self.wholes[plan]
+        return self.all_whole([plan])[0]
 
-    def _candidates(self, plans: Sequence[Plan], prices: Sequence[Price]) -> Iterator[Candidate]:
-        """Yield plans that differ in their shares with their prices and the memory that they need."""
-        every = (np.array([getattr(plan, what) for plan in plans]) for what in ("heads", "columns", "rows"))
-        for plan, price, needs in zip(plans, prices, self.memory(plans[0], *every).tolist()):
+    def all_whole(self, plans: Sequence[Plan]) -> list[Candidate]:
+        """Price plans by all of their layers, those that do the same steps at once."""
+        new = [plan for plan in plans if plan not in self.wholes]
+        for same in ([plan for plan in new if self._alike(plan) == alike] for alike in dict.fromkeys(map(self._alike, new))):
+            prices = self.pricer.prices(same, self._made(same[0], _layers(same[0])))
+            self.wholes.update(zip(same, self._candidates(same, prices, self._memory(same))))
+        return [self.wholes[plan] for plan in plans]
+
+    @staticmethod
+    def _candidates(plans: Sequence[Plan], prices: Sequence[Price], memory: np.ndarray) -> Iterator[Candidate]:
+        """Yield plans with their prices and the `memory` [plans, ranks] that they need."""
+        for plan, price, needs in zip(plans, prices, memory.tolist()):
             yield Candidate(replace(plan, predicted_seconds=price.seconds), price, tuple(needs))
+
+    def _memory(self, plans: Sequence[Plan]) -> np.ndarray:
+        """Return the bytes of every rank [plans, ranks] under plans that differ in their shares."""
+        every = (np.array([getattr(plan, what) for plan in plans]) for what in ("heads", "columns", "rows"))
+        return self.memory(plans[0], *every)
 
     def tried(self, variants: Variants) -> Tried:
         """Price variants, all on the same active ranks."""
@@ -214,4 +251,8 @@ class Costs:
 
     def fits(self, candidate: Candidate) -> bool:
         """Tell whether memory holds it."""
-        return bool((np.array(candidate.memory) <= self.limits_of(candidate.plan)).all())
+        return self.fits_in(candidate.plan, np.array(candidate.memory))
+
+    def fits_in(self, plan: Plan, needs: np.ndarray) -> bool:
+        """Tell whether memory holds what ranks need under a plan."""
+        return bool((needs <= self.limits_of(plan)).all())

@@ -3,6 +3,7 @@
 Knows how fast ranks compute; what an exchange puts on links is traffic.py's, who waits for whom walk.py's. Arrays: [active ranks, plans].
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
@@ -15,6 +16,7 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, STEP_ROWS, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
+from hepti_mpi.planning.members import Members, some_of
 from hepti_mpi.planning.traffic import Facts, Handling, Links, Shares, Traffic, facts_of, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.planning.work import bytes_of_number
@@ -121,6 +123,7 @@ class Pricer:
         self.known: dict[int, list[Walked]] = {}  # by the same
         self.each_kind: dict[int, dict[Kind, Step]] = {}
         self.begun: dict[tuple[int, int], int] = {}  # by ids of two of them
+        self.counted: dict[int, Counter[tuple[Kind, int]]] = {}  # by the id of one
         self.facts: dict[tuple[Kind, ...], Facts] = {}  # of exchanges that are worked out at once
         self.groups: dict[tuple[int, ...], Members] = {}  # by active ranks
 
@@ -199,7 +202,7 @@ class Pricer:
         """Return the seconds of each plan, [plans], of a program, or with `times` the layers more that a second one has."""
         return extended([walk.clock.max(axis=0) for walk in walks], times) + self.edges
 
-    def members(self, active: tuple[int, ...]) -> "Members":
+    def members(self, active: tuple[int, ...]) -> Members:
         """Return what plans on the same active ranks share."""
         if active not in self.groups:
             self.groups[active] = Members(self, active)
@@ -245,6 +248,14 @@ class Pricer:
             self.begun[key] = sum(1 for _ in takewhile(lambda pair: pair[0][1:] == pair[1][1:], pairs))
         return self.begun[key]
 
+    def how_often(self, *programs: Program, times: float = 0.0) -> dict[tuple[Kind, int], float]:
+        """Return how often a program does what, of each kind and tile; with a second one of more layers, `times` their difference more."""
+        for program in programs:
+            if id(program) not in self.counted:
+                self.counted[id(program)] = Counter((kind, step.tile) for step, kind, *_ in self.walked(program))
+        one, *longer = (self.counted[id(program)] for program in programs)
+        return {key: count + times * (longer[0][key] - count) if longer else count for key, count in one.items()}
+
 
 def _none(amount: Any) -> bool:
     return isinstance(amount, int) and not amount
@@ -263,37 +274,6 @@ def shares_of(plans: Sequence[Plan], lengths: Sequence[int]) -> Shares:
     every = (np.array([[getattr(plan, what)] for plan in plans], dtype=np.int64) for what in ("heads", "columns"))
     plan = np.arange(len(plans))
     return Shares(*(one[plan, :, active.T].transpose(0, 2, 1) for one in (counts, *every)))
-
-
-def _some(values: Any, numbers: Sequence[int]) -> Any:
-    """Return of arrays [..., plans], of one or in a record, those of some plans; an axis of 1 is of all."""
-    if isinstance(values, np.ndarray):
-        return values if values.shape[-1] == 1 else values.take(numbers, axis=-1)
-    if isinstance(values, tuple):
-        return type(values)(*(_some(one, numbers) for one in values))
-    if isinstance(values, (Links, Shares)):
-        return type(values)(*[_some(getattr(values, name), numbers) for name in values.__dataclass_fields__])
-    return values
-
-
-class Members:
-    """What is fixed for a set of active ranks; arrays [ranks, 1]."""
-
-    def __init__(self, pricer: Pricer, active: tuple[int, ...]) -> None:
-        ranks = np.array(active)
-        self.ranks, self.places = ranks[:, None], pricer.places(ranks)[:, None]
-        self.crowding = pricer.crowding(active)[ranks, None]
-        grid, all_ = np.ix_(ranks, ranks), np.array(sorted({0, *active}))
-        outer = np.ix_(all_, all_)
-        mates, far = pricer.same_host[grid], pricer.link[ranks]
-        slowest, latency = (np.array([[links[at].max()] for at in (grid, outer)]) for links in (pricer.seconds_per_byte, pricer.latency))
-        hop = np.full(len(ranks), slowest[0]) if mates.sum() > len(ranks) else np.maximum(far, np.roll(far, -1))
-        ahead = pricer.head_start[ranks]
-        hop_ahead = np.minimum(ahead, np.roll(ahead, -1)) * hop
-        self.links = Links(
-            far[:, None], pricer.near[ranks, None], hop[:, None], (ahead * far)[:, None], hop_ahead[:, None], mates[..., None],
-            np.array([not active[0]]), pricer.seconds_per_byte[0, ranks].max()[None], latency, slowest,
-        )  # fmt: skip
 
 
 class Batch:
@@ -337,11 +317,28 @@ class Batch:
         busy = extended([np.maximum(walk.sent, walk.received).max(axis=0) for walk in walks], times)
         return Prices(self.pricer.total(walks, times), compute, wait, wire, moved, busy)
 
+    def least(self, *programs: Program, times: float = 0.0) -> np.ndarray:
+        """Return what a program takes at the least, [plans]: the most that a rank computes, or that a link carries, were the other free.
+        What cuts rows into tiles waits less, and computes and sends as much."""
+        self.learn(*programs)
+        ranks = len(self.shares.rows)
+        compute, load = np.zeros(self.shares.rows[:, 0].shape), np.zeros((2 * ranks, self.shares.rows.shape[-1]))
+        for (kind, tile), often in self.pricer.how_often(*programs, times=times).items():
+            known = self.known[kind][tile]
+            if isinstance(known, Computing):
+                compute += often * known.seconds
+            elif isinstance(known, Traffic):
+                load += often * known.load[: 2 * ranks]
+            else:
+                compute += often * known.seconds
+        carried = load.max(axis=0) - self.links.ahead.max(axis=0)  # of a link that rested, once
+        return np.asarray(np.maximum(compute.max(axis=0), carried) + self.pricer.edges)
+
     def of(self, numbers: Sequence[int], *programs: Program) -> "Batch":
         """Return the batch of some of the plans, which do the steps of `programs`, as far as these are known."""
         part, kinds = copy(self), {kind for program in programs for kind in self.pricer.sorted_out(program)}
-        part.ranks, part.links, part.shares = (_some(values, numbers) for values in (self.ranks, self.links, self.shares))
-        part.known = {kind: [_some(one, numbers) for one in self.known[kind]] for kind in kinds}
+        part.ranks, part.links, part.shares = (some_of(values, numbers) for values in (self.ranks, self.links, self.shares))
+        part.known = {kind: [some_of(one, numbers) for one in self.known[kind]] for kind in kinds}
         return part
 
     def walk(self) -> Walk:

@@ -19,6 +19,7 @@ ROW_STEPS = (16, 4, 1)
 COLUMN_STEPS = (64, 8, 1)  # granules
 TILES = (2, 3, 4)
 KEPT = (0.75, 0.5, 0.25, 0.1)  # of a rank's rows, where the others are gathered on the one that has most
+SENT = 0.2  # of what the busiest rank computes: where links carry less, it does not help to gather rows
 GATHERED = 0.97  # of what the rows take as they are divided: from there on it is climbed from gathered ones
 CUT = 0.88  # of what a plan takes whole: from there on it is climbed from tiles only
 PARTS = (0.5, 0.6, 0.4)  # of a rank's rows in the first of two tiles
@@ -26,14 +27,16 @@ MOST_WAYS = 4  # ranks whose rows are put into one of two tiles in every way
 TURNS = ((0, 1), (1, 0), (0, 1, 1, 0), (1, 0, 0, 1))  # tiles of ranks, again and again
 LEAST = 1e-4  # gain that is worth a move
 MOST_MOVES = 30  # taken in one climb
+MORE_MOVES = 8  # like the last one that a climb to a plan that is not the best so far may still take
 MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
-NEAREST = 2  # plans after a first move from which a second one is tried
+NEAREST = 2  # plans after a first move from which a second one is tried, or more where these are fewer than so many plans:
+SECOND_MOVES = 400
 MOST_IMPROVED = 6  # candidates
 HOPE = 1.1  # candidates that promise to be this much slower than the best may still win
 FIRST_HOPE = 1.15  # the first of a strategy, too
 CUTTING = 1.2  # times the best that is not cut: what its busiest rank alone makes slower is not cut either
 WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
-NEAR_BEST = 2  # candidates that are climbed by several moves at once
+NEAR_BEST = 2  # candidates that are climbed further
 
 
 def order(candidate: Candidate) -> tuple[object, ...]:
@@ -52,18 +55,17 @@ class Refinement:
     ) -> None:
         self.spec, self.tried, self.whole, self.freely = spec, tried, whole, freely
         self.known: dict[tuple[object, ...], Tried | None] = {}  # what moves from plans come to
-        self.steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
+        self.known_steps: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}  # by what they are the same for
 
     def improve_best(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
         """Return of each kind the candidate that may come to most, improved, with what else it led to, soonest first; one without hope of
         being the best stays as it is."""
         every = [list(ones) for ones in kinds]
         least = min((one.price.seconds for ones in every for one in ones if one.plan.divided), default=np.inf)
-        promises = [min((self.promise(one, least) for one in ones), key=lambda found: found[1]) for ones in every]
-        promising = sorted(promises, key=lambda found: (found[0], *order(found[2][0])))
+        promising = sorted(((self.promise(ones[0], least), ones[1:]) for ones in every), key=lambda one: (one[0][0], *order(one[0][2][0])))
         found: list[list[Candidate]] = []
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
-        for number, (_, hope, starts) in enumerate(promising):
+        for number, ((_, hope, starts), others) in enumerate(promising):
             plan, best = starts[0].plan, min((ones[0] for ones in found), key=order, default=None)
             first = plan.strategy not in climbed
             most = FIRST_HOPE if first else HOPE if number < MOST_IMPROVED else 0.0
@@ -72,11 +74,12 @@ class Refinement:
                 found.append(starts[:1])
             else:
                 climbed.add(plan.strategy)
-                found.append(self.improve(starts))
-        for further, most in (self.by_several, NEAR_BEST), (self.again, 1):
+                every_start = [(hope, starts), *(self.promise(one, least)[1:] for one in others)]
+                found.append(self.improve(min(every_start, key=lambda one: one[0])[1], self.whole(best.plan) if best else np.inf))
+        for further in (self.by_several, self.again):
             found.sort(key=lambda ones: order(ones[0]))
             near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
-            found[:most] = [further(ones) if ones[0].price.seconds <= near else ones for ones in found[:most]]
+            found[:NEAR_BEST] = [further(ones) if ones[0].price.seconds <= near else ones for ones in found[:NEAR_BEST]]
         return sorted(found, key=lambda ones: order(ones[0]))
 
     def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:
@@ -94,16 +97,16 @@ class Refinement:
         seconds = min(seconds, float(tried.seconds.min()))
         return seconds, min(seconds, hope), starts
 
-    def improve(self, starts: Sequence[Candidate]) -> list[Candidate]:
+    def improve(self, starts: Sequence[Candidate], aim: float = np.inf) -> list[Candidate]:
         """Return the best plans that are reached from `starts` cut into tiles and, where that is not far sooner, from the first of them
-        whole; the better one first."""
+        whole; the better one first. `aim`: seconds, as of steps_from()."""
         found, soonest = list[Candidate](), self.cut(self.to_cut(starts))
         if soonest is None or soonest.price.seconds > starts[0].price.seconds * CUT:
-            found.append(self.climb(starts[0]))
+            found.append(self.climb(starts[0], aim=aim))
             reached = self.cut([found[0].plan]) if self.divisible(found[0].plan) else None
             soonest = min(filter(None, (soonest, reached)), key=order, default=None)
         if soonest and (not found or soonest.price.seconds < found[0].price.seconds * WORTH_A_CLIMB):
-            found.append(self.climb(soonest))
+            found.append(self.climb(soonest, aim=aim))
         return sorted(found, key=order)
 
     def to_cut(self, starts: Sequence[Candidate]) -> list[Plan]:
@@ -120,9 +123,9 @@ class Refinement:
         return [replace(plan, tiles=(), rows=tuple(rows), heads=self.heads_of(plan, rows))]
 
     def by_several(self, ones: Sequence[Candidate]) -> list[Candidate]:
-        """Return candidates of a kind, the first of them climbed by several moves at once."""
-        best, *close = ones
-        return sorted([self.climb(best, MOVES_AT_ONCE), *close], key=order)
+        """Return candidates of a kind, and all that several moves at once from the first of them lead to: of plans that are nearly as soon
+        a few layers do not tell which is the soonest by all."""
+        return sorted([*ones, *self.steps_from(ones[0], MOVES_AT_ONCE)], key=order)
 
     def again(self, ones: Sequence[Candidate]) -> list[Candidate]:
         """Return candidates of a kind and what a climb comes to that begins far from the first of them, where that was not begun from."""
@@ -154,6 +157,8 @@ class Refinement:
         plan = candidate.plan
         if not self.divisible(plan) or plan.tiles or sum(rows > 0 for rows in plan.rows) < 2:
             return [candidate]
+        if candidate.price.busy < SENT * candidate.price.compute.max():
+            return [candidate]
         tried = self.tried(Variants(plan, *map(np.array, zip(*(self._gathered(plan, part) for part in KEPT)))))
         best = int(tried.seconds.argmin())
         if tried.seconds[best] >= candidate.price.seconds:
@@ -173,14 +178,21 @@ class Refinement:
         """Tell whether it may be cut into tiles."""
         return plan.collectives == "own" and not plan.keeps_requests
 
-    def climb(self, candidate: Candidate, at_once: int = 1) -> Candidate:
-        """Take the move that helps most, or, where no single one does, up to so many `at_once`, until none do."""
+    def climb(self, candidate: Candidate, at_once: int = 1, aim: float = np.inf) -> Candidate:
+        """Return where steps_from() it end."""
+        return [candidate, *self.steps_from(candidate, at_once, aim)][-1]
+
+    def steps_from(self, candidate: Candidate, at_once: int, aim: float = np.inf) -> Iterator[Candidate]:
+        """Yield what comes of the move that helps most, or, where no single one does, of up to so many `at_once`, again and again, until
+        none do, or until more moves like the last one would not come near the seconds to `aim` at."""
         for _ in range(MOST_MOVES * (not candidate.plan.keeps_requests)):  # whole requests do not move row by row
             better = self.moved(candidate, at_once)
             if better is None:
                 break
-            candidate = better
-        return candidate
+            gain, candidate = candidate.price.seconds - better.price.seconds, better
+            yield candidate
+            if candidate.price.seconds - MORE_MOVES * gain > aim * WORTH_A_CLIMB:
+                break
 
     def moved(self, candidate: Candidate, at_once: int) -> Candidate | None:
         """Return what the move that helps most, or up to so many `at_once`, lead to; None where none do."""
@@ -189,7 +201,7 @@ class Refinement:
             tried = self.near(candidate, plans)
             if tried is None:
                 break
-            best = np.argsort(tried.seconds, kind="stable")[:NEAREST].tolist()
+            best = np.argsort(tried.seconds, kind="stable")[: max(NEAREST, SECOND_MOVES // len(tried.seconds))].tolist()
             if tried.seconds[best[0]] < candidate.price.seconds * (1 - LEAST):
                 return tried.candidate(best[0])
             plans = [tried.variants.at(number) for number in best if np.isfinite(tried.seconds[number])]
@@ -215,9 +227,9 @@ class Refinement:
     def _moves(self, plan: Plan, pairs: tuple[tuple[int, int], ...]) -> np.ndarray:
         """Return cells, heads and columns, in a row, of what comes of one plan."""
         key = plan.active, len(plan.tiles), pairs
-        if key not in self.steps:
-            self.steps[key] = self._steps(plan, pairs)
-        steps, rank, least = self.steps[key]
+        if key not in self.known_steps:
+            self.known_steps[key] = self._steps(plan, pairs)
+        steps, rank, least = self.known_steps[key]
         cells = np.array(plan.tiles or (plan.rows,))
         after = np.concatenate([cells.ravel(), plan.heads, plan.columns]) + steps
         columns, granule = after[:, -plan.ranks :], self.spec.column_granule

@@ -36,6 +36,7 @@ LEANER = (  # most memory first
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 MOST_REFINED = 16  # ranks
+HOPELESS = 1.05  # times the soonest so far: a plan that computes or sends as long is left out, whatever becomes of it
 NEAR = 1.05  # times the best of a kind
 AS_GOOD, MUCH_LESS = 1.003, 0.5  # times the soonest that a plan takes which is better where so much less of the wire's time is used
 
@@ -101,30 +102,39 @@ class _Search:
         fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
         choices = [(subset, layers, exchange) for subset in self.subsets() for layers, some in self.choices(subset) for exchange in some]
         planned = [plan for subset, layers, exchange in choices if (plan := self.planned(layers, subset, exchange))]
-        for plan, candidate in zip(planned, self.costs.candidates(planned)):
-            if not self.costs.fits(candidate):
-                continue
+
+        def kind(plan: Plan) -> str:
+            return kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
+
+        def most(plan: Plan) -> float:
+            """What is worth a price: one plan of each kind, and what of fewer ranks may still be the soonest."""
+            return HOPELESS * min(preference(self.profile, ones)[0] for ones in best.values()) if kind(plan) in best else np.inf
+
+        for plan, candidate in self.costs.promising(planned, most):
             fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
+            if candidate is None:
+                continue
             if plan.divided:  # what another rank takes alone says nothing of what its part is worth
                 keep_soonest(with_rank, plan.active, candidate.price.seconds)
             keep_soonest(by_ranks, [len(plan.active)], candidate.price.seconds)
-            kind = kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
-            best[kind] = self.foremost([*best.get(kind, ()), candidate])
+            best[kind(plan)] = self.foremost([*best.get(kind(plan), ()), candidate])
         if not best:
             raise self.refusal()
         found, whole = sorted(self.improved(best.values()), key=sorting), set[Plan]()
         while found[0][0].plan not in whole:  # what is chosen is priced by all of its layers
-            found[0] = sorted((self.costs.whole(one.plan) for one in found[0]), key=order)
+            found[0] = sorted(self.costs.all_whole([one.plan for one in found[0]]), key=order)
             whole.update(one.plan for one in found[0])
             found.sort(key=sorting)
-        (chosen, *close), *others = self.leanest_first(found)
+        (chosen, *rest), *others = self.leanest_first(found)
+        close = {len(one.plan.tiles): one for one in (*rest[::-1], chosen)}
+        del close[len(chosen.plan.tiles)]
         tried = {layers[0] for _, layers, _ in choices}
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
             if ones[0].plan.divided or ones is found[0]:
                 keep_soonest(with_rank, ones[0].plan.active, ones[0].price.seconds)
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
-        return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close), by_ranks)
+        return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close.values()), by_ranks)
 
     def leanest_first(self, found: list[list[Candidate]]) -> list[list[Candidate]]:
         """Return the kinds, soonest first, but for one that is as good and sends much less: prices are not as exact as that, and what is
@@ -165,6 +175,8 @@ class _Search:
             yield layers, self.exchange_choices(layers, subset)
 
     def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:
+        if self.request.kept is not None:  # sums of a text's row are MPI's own, or none
+            return [MPI]
         own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
         plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= EVERY_SUBSET * 2
         return [*own, MPI] if plain else own
