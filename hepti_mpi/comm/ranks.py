@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hepti_mpi import splits
-from hepti_mpi.comm import interrupts, sums
+from hepti_mpi.comm import control, interrupts, sums
 from hepti_mpi.comm.folders import check_rank, leaving_nothing
 from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launched_size
 from hepti_mpi.comm.names import namesakes, own_addresses
@@ -125,23 +125,25 @@ class Comm:
 
     def gather_all(self, value: Any) -> list[Any]:
         """Return every rank's JSON-able `value`, in rank order, on every rank."""
-        mine = np.frombuffer(json.dumps(value).encode(), np.uint8)
-        counts = np.empty(self.size, np.int64)
+        content, heads = json.dumps(value).encode(), np.empty((self.size, control.HEAD_BYTES), np.uint8)
         with self.patience.waiting():
-            self.done([self.mpi.Iallgather(np.array([len(mine)], np.int64), counts)])
-            every = np.empty(int(counts.sum()), np.uint8)
-            self.done([self.mpi.Iallgatherv(mine, [every, counts, splits.starts(counts.tolist()), "B"])])
-        return [json.loads(every[at : at + count].tobytes()) for at, count in zip(splits.starts(counts.tolist()), counts)]
+            self.done([self.mpi.Iallgather(control.head_of(content), heads)])
+            left = [control.left(head) for head in heads]
+            every = np.empty(sum(left), np.uint8)
+            if any(left):
+                self.done([self.mpi.Iallgatherv(control.rest_of(content), [every, left, splits.starts(left), "B"])])
+        return [control.value_of(head, every[at : at + count]) for head, at, count in zip(heads, splits.starts(left), left)]
 
     def from_root(self, value: Any) -> Any:
         """Return rank 0's JSON-able `value` on every rank."""
         content = json.dumps(value).encode() if self.rank == 0 else b""
-        size = np.array([len(content)], np.int64)
+        head = control.head_of(content)
         with self.patience.waiting(lambda: [0] if self.rank else []):
-            self.done([self.mpi.Ibcast(size)])
-            buffer = np.frombuffer(content, np.uint8).copy() if self.rank == 0 else np.empty(int(size[0]), np.uint8)
-            self.done([self.mpi.Ibcast(buffer)])
-        return value if self.rank == 0 else json.loads(buffer.tobytes())
+            self.done([self.mpi.Ibcast(head)])
+            rest = control.rest_of(content).copy() if self.rank == 0 else np.empty(control.left(head), np.uint8)
+            if len(rest):
+                self.done([self.mpi.Ibcast(rest)])
+        return value if self.rank == 0 else control.value_of(head, rest)
 
     def agree(self, error: HeptiError | None) -> None:
         """Go on together or end together: raise on every rank when any has an error, the owner's own on the first owner.

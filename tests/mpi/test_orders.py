@@ -10,6 +10,7 @@ import pytest
 from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
 
 from hepti_mpi.cluster import links
+from hepti_mpi.comm.control import SHORT_BYTES
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.comm.sizes import PART_BYTES
 from hepti_mpi.engine import loading
@@ -20,6 +21,15 @@ from hepti_mpi.serving.loop import answer
 from hepti_mpi.tuning.watch import Steady
 
 COUNT = 50
+
+
+@pytest.mark.parametrize("size", [0, SHORT_BYTES - 3, SHORT_BYTES - 2, SHORT_BYTES - 1, 5000])
+def test_all_hear_what_each_says(world, size):
+    """Of values around those that one message holds, on all ranks or on one alone, and of other values on each."""
+    every = ["x" * (size + rank) for rank in range(world.size)]
+    assert world.gather_all(every[world.rank]) == every
+    assert world.gather_all("x" * size if world.rank == world.size - 1 else None) == [*[None] * (world.size - 1), "x" * size]
+    assert world.from_root({"said": every[world.rank]}) == {"said": every[0]}
 
 
 def test_orders_come_in_order_and_reports_come_back(world, machine):
