@@ -5,13 +5,18 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
+import numpy as np
 import pytest
 
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.comm.launcher import abort_all, host_name
 from hepti_mpi.comm.ranks import Comm
+from hepti_mpi.engine import stages
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.machine import Machine, machine_of
 
@@ -23,6 +28,7 @@ OTHERS = (1, 2, 4, 5, 7)  # ranks that tests/run.sh tries too
 GRID = ("test_answers.py", "test_formats.py", "test_generation.py", "test_teams.py", "test_minilm.py", "test_steady.py")
 JOBS = ("test_alone.py", "test_orders.py", "test_settling.py")  # of whole jobs, which are alike between ALL_ON and the most ranks
 MEASURES = ("test_a_profile_of_a_busy_machine_is_measured_again",)  # for ten seconds where cores are shared; not with more than ALL_ON
+R = TypeVar("R")
 HERE = sorted(os.sched_getaffinity(0))
 CORES = Cores(WORLD.rank, WORLD.gather_all(host_name()), HERE, HERE, threads=1, alone_threads=2 if WORLD.size > 1 else 1)
 
@@ -64,8 +70,36 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 
 def rest(waited: float) -> None:
-    """Sleep for a part of what was waited already: other tests want the cores."""
-    time.sleep(min(max(waited / 4, 5e-5), 2e-3))
+    """Sleep for a part of what was waited already: other tests want the cores, and each look takes one of them."""
+    time.sleep(min(max(waited / 3, 1e-4), 4e-3))
+
+
+stages.PAUSES = dict.fromkeys(stages.PAUSES, rest)  # of who waits for what another stage hands on
+Comm.done.__defaults__ = (rest,)  # for what else comes, barriers most of all
+
+
+def resting(collective: Callable[..., R]) -> Callable[..., R]:
+    """Return MPI's own collective, in which who waits spins, behind a wait for all ranks in which they rest."""
+
+    def rested(comm: Comm, *what: Any) -> R:
+        if comm.size > 1 and not comm.polite:
+            with comm.turn:
+                there = comm.mpi.Ibarrier()
+            comm.done([there])
+        return collective(comm, *what)
+
+    return rested
+
+
+def summing(comm: Comm, values: np.ndarray, result: np.ndarray, summing: Callable[..., Callable[[], None]] = Comm.summing) -> Any:
+    """Return what sums as Comm.summing does, behind such a wait."""
+    run = summing(comm, values, result)
+    return partial(resting(lambda comm: run()), comm)
+
+
+for name in ("broadcast", "reduce_scatter", "allgather_rows", "scatter_rows", "gather_rows", "gather_matrix"):
+    setattr(Comm, name, resting(getattr(Comm, name)))
+Comm.summing = summing  # type: ignore[method-assign]
 
 
 @pytest.fixture(scope="session")

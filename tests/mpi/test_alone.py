@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_answers import opened
+from test_answers import loaded, opened
 
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.engine import loading
@@ -63,7 +63,7 @@ def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
     store, profile = measured
     request = Request(ROWS, mode="packed")
     plan, decision = loading.decide(machine, store, faster_alone(profile, 50), "hepti", request)
-    ready = loading.load(machine, store, plan, decision, {})
+    ready = loaded(machine, store, plan, decision)
     assert plan.active == (0,)
     alone = machine.world.size > 1
     assert machine.world.gather_all(ready.engine.threads) == [1 + alone, *[1] * (machine.world.size - 1)]
@@ -72,7 +72,7 @@ def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
     assert os.sched_getaffinity(0) == set(machine.cores.whole)
     beside = replace(plan, layers=(("rows", "rows"),) * store.spec.layers, heads=(0,) * plan.ranks, columns=(0,) * plan.ranks,
                      rows=tuple(ROWS // plan.ranks + (rank < ROWS % plan.ranks) for rank in range(plan.ranks)))  # fmt: skip
-    other = loading.load(machine, store, beside, None, {})
+    other = loaded(machine, store, beside)
     assert set(machine.world.gather_all(other.engine.threads)) == {1}
     expected = other.engine.run((ROWS,), values if machine.world.rank == 0 else None)
     machine.world.barrier()
@@ -85,6 +85,6 @@ def test_it_is_tried_when_the_ranks_settle(machine, measured):
     request = Request(ROWS, mode="packed")
     near = faster_alone(profile, 1.0)
     plan, decision = loading.decide(machine, store, near, "hepti", request)
-    ready = loading.load(machine, store, plan, decision, {})
+    ready = loaded(machine, store, plan, decision)
     settled = settle(machine, store.spec, store.source_hash, ready.segments, near, request, decision)
     assert len(set(machine.world.gather_all(settled.plan.hash))) == 1 and settled.profile.edges == profile.edges

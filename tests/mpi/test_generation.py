@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clusters import cluster
-from decoders import CASES, GOLDEN, LENGTHS, LONG, LONG_LENGTHS, expected, values, write_folder
+from decoders import CASES, GOLDEN, LENGTHS, LONG, LONG_LENGTHS, values, write_folder
+from decoders import expected as expected_of
 from test_answers import made_in
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
+from hepti_mpi.engine import caching, fetching, orders, pages, words
 from hepti_mpi.engine import decoder as decoders
-from hepti_mpi.engine import fetching, orders, pages
 from hepti_mpi.engine import texts as loading
 from hepti_mpi.engine.stages import Staged
 from hepti_mpi.errors import CapacityError
@@ -35,7 +36,9 @@ from hepti_mpi.tuning import shortening, texts
 from hepti_mpi.weights import writing
 from hepti_mpi.weights.outer import OuterWeights
 
-settle = functools.cache(pages.settle)
+expected, settle = functools.cache(expected_of), functools.cache(pages.settle)
+words_session = functools.cache(caching.words_session)
+made: dict[tuple[object, ...], caching.CachedSegment] = {}
 SHARES = {
     "uneven": lambda n: ((5, 1, 1, 1) + (2,) * n)[:n],
     "with nothing": lambda n: ((1, 0, 3) + (0, 2) * n)[:n],
@@ -43,10 +46,21 @@ SHARES = {
 }
 
 
+def segment_once(compute, store, part, mode, threads, cache="float32", segment=caching.cached_segment):
+    """Return the session of a step, made for the first division that had these operations on these slices: caches are no part of it."""
+    held = tuple((op, *slices.values()) for op, slices in part.held(compute).items())
+    key = (store, compute.ops, compute.reads, compute.writes, part.bounds["heads"], held, mode, threads, cache)
+    if key not in made:
+        made[key] = segment(compute, store, part, mode, threads, cache)
+    return made[key]
+
+
 @pytest.fixture(autouse=True)
-def settled_once(monkeypatch):
-    """Huge pages change no answer (tests/test_pages.py): the first model of a process lies in some."""
+def once(monkeypatch):
+    """Huge pages change no answer (tests/test_pages.py): the first model of a process lies in some. Equal sessions are one."""
     monkeypatch.setattr(pages, "settle", settle)
+    monkeypatch.setattr(caching, "cached_segment", segment_once)
+    monkeypatch.setattr(words, "words_session", words_session)
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_answers import LAYOUTS, SHARES, desk_of, made_in, plan_of
+from test_answers import LAYOUTS, SHARES, desk_of, loaded, made_in, plan_of
 
-from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.serving.loop import answer
 from hepti_mpi.serving.request import Question
@@ -34,7 +33,7 @@ def store(machine, folder):
 def test_embeddings_of_real_sentences(machine, folder, store, layout):
     golden, source = json.loads(GOLDEN.read_text()), folder / "texts.jsonl"
     plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loaded(machine, store, plan)
     if machine.world.rank == 0:
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in golden["texts"]))
     requests, desk = desk_of(ready, source, 256, question=Question())

@@ -7,7 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from test_answers import GOLDEN, SHARES, desk_of, opened, plan_of
+from test_answers import GOLDEN, SHARES, desk_of, loaded, opened, plan_of
 
 from hepti_mpi.cluster import links
 from hepti_mpi.comm.control import SHORT_BYTES
@@ -156,7 +156,7 @@ def test_plans_change_between_batches(machine, folder, shares):
             for layout in layouts for share in shares]  # fmt: skip
     results, source = [], GOLDEN / "bert" / "expected_padded.npz"
     for watch in (Steady(), Restless(made, world.size)):
-        ready = loading.load(machine, store, made[0], None, {})
+        ready = loaded(machine, store, made[0])
         requests, desk = desk_of(ready, source, 16, 12, watch=watch)
         ready, outcome = answer(ready, desk)
         results.append(desk and desk.sink)
@@ -182,10 +182,10 @@ def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder
     own = {"reduction": "reduce_scatter", "collectives": "own"}
     made = [replace(plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["even"](world.size), rows=40, **own),
                     wire="int8") for layout in (("alltoall", "rows"), ("heads", "columns"))]  # fmt: skip
-    exact = loading.load(machine, store, replace(made[0], wire="float32"), None, {})
+    exact = loaded(machine, store, replace(made[0], wire="float32"))
     errors = [loading.wire_error(loading.swap(exact, plan), 40) for plan in made]
     watch = Restless(made, world.size)
-    ready = replace(loading.load(machine, store, exact.plan, None, {}), tolerance=part * min(errors) if part < 1 else part * max(errors))
+    ready = replace(loaded(machine, store, exact.plan), tolerance=part * min(errors) if part < 1 else part * max(errors))
     _, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16, 8, watch=watch)
     ready, _ = answer(ready, desk)
     expected = wires if world.size > 1 else ["int8"]  # one rank alone sends nothing, which changes nothing
@@ -220,7 +220,7 @@ def test_requests_may_come_while_others_are_answered(machine, folder, monkeypatc
     plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
     results = []
     for arriving in (False, True):
-        ready = loading.load(machine, store, plan, None, {})
+        ready = loaded(machine, store, plan)
         requests, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16)
         if arriving and desk is not None:
             desk.source = Arriving(requests)
@@ -243,7 +243,7 @@ def test_a_short_first_batch_is_answered_before_it_counts(machine, folder, monke
     """So that it is not cold; nothing of that is noted, and a long one is not made to wait."""
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
-    ready = loading.load(machine, store, replace(plan, predicted_seconds=predicted), None, {})
+    ready = loaded(machine, store, replace(plan, predicted_seconds=predicted))
     ran, run = [], ready.engine.run
     monkeypatch.setattr(ready.engine, "run", lambda lengths, embedded: (ran.append(tuple(lengths)), run(lengths, embedded))[1])
     requests, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16)

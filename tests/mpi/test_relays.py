@@ -2,9 +2,7 @@
 
 import numpy as np
 import pytest
-from test_answers import HEADS, SHARES, TILES, opened, plan_of
-
-from hepti_mpi.engine import loading
+from test_answers import HEADS, SHARES, TILES, loaded, opened, plan_of
 
 PATIENCE = 120.0  # seconds
 
@@ -17,7 +15,7 @@ def test_rows_are_handed_on_by_a_rank_that_computes(machine, folder, monkeypatch
         store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), rows=23, reduction="reduce_scatter",
         collectives="own", tiles=TILES["two tiles"](size),
     )  # fmt: skip
-    engine = loading.load(machine, store, plan, None, {}).engine
+    engine = loaded(machine, store, plan).engine
     embedded = np.random.default_rng(3).standard_normal((23, store.spec.hidden), np.float32) if machine.world.rank == 0 else None
     expected = engine.run((9, 14), embedded)
     expected = None if expected is None else expected.copy()

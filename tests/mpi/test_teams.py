@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_answers import COLUMNS, GOLDEN, HEADS, ROWS, check_results, desk_of, opened, plan_of
+from test_answers import COLUMNS, GOLDEN, HEADS, ROWS, check_results, desk_of, opened, plan_of, segments_of
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import IDLE_LOOK_SECONDS, LOOK_SECONDS, Mail
@@ -60,7 +60,8 @@ OTHERS = ("roberta", "xlm_roberta", "camembert", "distilbert", "electra", "nomic
 
 
 @pytest.mark.parametrize("case, made", [*CASES, *((case, in_stages) for case in OTHERS)])
-def test_answers_of_teams(machine, folder, case, made):
+def test_answers_of_teams(machine, folder, monkeypatch, case, made):
+    monkeypatch.setattr(crews, "Segments", segments_of)
     world = machine.world
     store = opened(folder, case, world.rank, world)
     placement = Placement(tuple(made(store, world.size)))
