@@ -444,10 +444,11 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
         counts = (2, 12, 7) if machine.world.rank == 0 else (0, 0, 0)
         assert (len(one.firsts), len(one.tokens), len(one.best)) == counts and one.late == 0, name
     if machine.world.rank == 0:
-        told = texts.document("llama", "here", request, found, (2e-9, 1e-9))["methods"]
+        bounds = {"float32": 2e-9}, 1e-9
+        told = texts.document("llama", "here", request, found, bounds)["methods"]
         assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
         assert told["in stages"].get("layers", [3]) == {1: [3], 2: [2, 1], 3: [0, 2, 1]}.get(size, told["in stages"].get("layers"))
-        said = texts.compared(found, {"galaxy": "does not fit"}, (2e-9, 1e-9))
+        said = texts.compared(found, {"galaxy": "does not fit"}, bounds)
         assert "uneven" in said and "bound of the first token: " in said
         for name, one in found.items():
             assert told[name]["first_nearness"] == pytest.approx(2e-9 / one.first, rel=1e-3)
