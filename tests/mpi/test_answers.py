@@ -362,6 +362,22 @@ def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
             assert np.abs(got - forward(spec, weights, embedded, lengths)).max() <= TOLERANCE
 
 
+def test_requests_of_many_lengths_are_prepared_once(machine, folder, monkeypatch):
+    """As many as single requests have, again and again."""
+    rank, size = machine.world.rank, machine.world.size
+    prepared, prepare = [], engine.Engine._prepare
+    monkeypatch.setattr(engine.Engine, "_prepare", lambda self, *shape: prepared.append(shape[0]) or prepare(self, *shape))
+    store, weights = opened(folder, "relative", rank, machine.world), dict(odd_model("relative").weights())
+    ready = loaded(machine, store, plan_of(store.spec, store.source_hash, ((HEADS, ROWS),) * 3, SHARES["even"](size), rows=13))
+    warm, lengths = len(prepared), range(4, 24)
+    for length in (max(lengths), *lengths, *lengths):  # the largest first: buffers are made for it
+        x = np.random.default_rng(length).standard_normal((length, store.spec.hidden), dtype=np.float32)
+        got = ready.engine.run((length,), x if rank == 0 else None)
+        if rank == 0:
+            assert np.abs(got - forward(store.spec, weights, x, (length,))).max() <= TOLERANCE
+    assert sorted(prepared[warm:]) == [(length,) for length in lengths] * ready.engine.takes_part
+
+
 def test_shapes_with_large_masks_are_prepared_again(machine, folder, monkeypatch):
     """Every rank gives up what it wants to; the answers stay."""
     rank, size = machine.world.rank, machine.world.size
