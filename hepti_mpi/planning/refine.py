@@ -29,8 +29,7 @@ LEAST = 1e-4  # gain that is worth a move
 MOST_MOVES = 30  # taken in one climb
 MORE_MOVES = 8  # like the last one that a climb to a plan that is not the best so far may still take
 MOVES_AT_ONCE = 2  # of the best plan, where no single one helps
-NEAREST = 2  # plans after a first move from which a second one is tried, or more where these are fewer than so many plans:
-SECOND_MOVES = 400
+NEAREST = 2  # plans after a first move from which a second one is tried
 MOST_IMPROVED = 6  # candidates
 HOPE = 1.1  # candidates that promise to be this much slower than the best may still win
 FIRST_HOPE = 1.15  # the first of a strategy, too
@@ -201,7 +200,7 @@ class Refinement:
             tried = self.near(candidate, plans)
             if tried is None:
                 break
-            best = np.argsort(tried.seconds, kind="stable")[: max(NEAREST, SECOND_MOVES // len(tried.seconds))].tolist()
+            best = np.argsort(tried.seconds, kind="stable")[:NEAREST].tolist()
             if tried.seconds[best[0]] < candidate.price.seconds * (1 - LEAST):
                 return tried.candidate(best[0])
             plans = [tried.variants.at(number) for number in best if np.isfinite(tried.seconds[number])]
