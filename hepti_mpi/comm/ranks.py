@@ -81,6 +81,7 @@ class Comm:
         patience = Patience(deadline, comm.Get_rank(), comm.Get_size())
         world = cls(comm, patience)
         patience.hear_signals()
+        world.meet_all()
         every = world.gather_all([host_name(), own_addresses(), local])
         patience.hosts, patience.addresses = [host for host, *_ in every], {host: addresses for host, addresses, _ in every}
         if (alike := namesakes(every)) is not None:
@@ -349,6 +350,15 @@ class Comm:
             seconds = time.perf_counter() - begin
             self.done(sends, pause)
         return seconds + late
+
+    def meet_all(self) -> None:
+        """Make the connections to all other ranks, which MPI does when two first have something to say: whom one cannot reach is found out
+        now. Collective."""
+        nothing, came = np.zeros(1, np.uint8), np.zeros(self.size, np.uint8)
+        peers = [(self.rank + step) % self.size for step in range(1, self.size)]
+        with self.patience.waiting():
+            requests = [self.mpi.Irecv(came[peer : peer + 1], peer, MEETING) for peer in peers]
+            self.done([*requests, *(self.mpi.Isend(nothing, peer, MEETING) for peer in peers)])
 
     def _meet(self, peer: int) -> None:
         """Wait until `peer` is here as well."""
