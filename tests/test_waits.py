@@ -99,9 +99,9 @@ def test_the_first_request_waits_for_no_tokenizer(monkeypatch):
     from hepti_mpi.commands import serve
 
     done = []
-    service = SimpleNamespace(start=lambda: done.append("start"), stop=lambda: None, error=None, front=SimpleNamespace(drain=None))
-    service.failed = threading.Event()
-    server = SimpleNamespace(run=lambda began, ending: began() or True, end=lambda: None)
+    service = SimpleNamespace(start=lambda: done.append("start"), stop=lambda: None, error=None, failed=threading.Event())
+    service.front = SimpleNamespace(drain=None, leave=None)
+    server = SimpleNamespace(run=lambda began, ending, late: began() or True, end=lambda: None)
     files = {"tokenizer.json": word_piece_json([*SPECIALS, "zero"])}
     model = Model(SimpleNamespace(embedding="words", name="one", head="sentence", options={}), files, "0123")
     serve.run(service, server, "http://here", model)
