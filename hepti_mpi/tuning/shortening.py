@@ -3,6 +3,7 @@
 Knows plans, decoders and what they write; does not know how sums are made, nor how plans are found.
 """
 
+import gc
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -69,10 +70,14 @@ def loaded(
     (short, _), instead = in_words(plan.wire), "".join(in_words(wire))
     what = f"{short} on the wire changes probabilities of words by {error:.2g}"
     goal.say(f"{what}, more than --tolerance {goal.tolerance:g}: {instead} is used")
+    decoder.send_as(wire)
     if wire == WIRES[0]:
         placement, chosen = loading.decide(machine, goal.store, goal.profile, goal.method, replace(goal.request, wires=WIRES[:1]))
-        return placement, chosen, goal.load(placement), 0.0
-    exact.decoder.send_as(wire)
+        if placement.together != decoder.part.plan:
+            del decoder, exact, found
+            gc.collect()  # what was loaded refers to itself; memory need not hold both
+            decoder = goal.load(placement)
+        return placement, chosen, decoder, 0.0
     placement, chosen = _priced(machine, goal, replace(plan, wire=wire), chosen)
     return placement, chosen, decoder, found.error
 
