@@ -11,13 +11,13 @@ from operations import operations
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import EMULATION, ClusterProfile
-from hepti_mpi.comm.sizes import RING_BYTES
+from hepti_mpi.comm.sizes import FLOAT, RING_BYTES
 from hepti_mpi.models import blocks
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import traffic, walk
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer, Prices, extended
-from hepti_mpi.planning.traffic import FLOAT, RING_GAIN
+from hepti_mpi.planning.traffic import RING_GAIN
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid, buffers, distributions
 from hepti_mpi.program.build import make_program

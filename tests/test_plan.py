@@ -19,7 +19,7 @@ MIXED = replace(TILED, wire=("float16", "int8", "int8"))
 
 
 def test_properties():
-    assert (PLAN.ranks, PLAN.planned_rows, PLAN.active, PLAN.layout(1, "mlp"), PLAN.layout(1, "attention")) == (
+    assert (PLAN.ranks, PLAN.planned_rows, PLAN.active, PLAN.layouts[1][1], PLAN.layouts[1][0]) == (
         3,
         9,
         (0, 1, 2),

@@ -136,7 +136,8 @@ def test_all_ranks_together_hold_every_weight(spec, shares):
                 assert name not in held
                 continue
             ranges = sorted(held[name])
-            by_rows = weight.split and plan.layout(int(name.split(".")[1]), name.split(".")[2]) not in ("heads", "columns")
+            _, layer, kind, *_ = name.split(".") if weight.split else ("", 0, "")
+            by_rows = weight.split and plan.layouts[int(layer)][kind == "mlp"] not in ("heads", "columns")
             if weight.split is None or by_rows:
                 assert set(ranges) == {(0, weight.shape[0])}
             else:

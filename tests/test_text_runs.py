@@ -166,6 +166,14 @@ def test_a_run_goes_on_in_the_middle_of_its_texts(folder):
     assert {*lines[0]} == {"input", "tokens", "finish_reason", "prompt_tokens", "completion_tokens"} and lines[1]["prompt_tokens"] == 20
 
 
+def test_a_lone_rank_has_no_wire_whatever_is_tolerated(folder):
+    done = run(folder, "tolerant.jsonl", "--tolerance", 0.1, "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["wire"] == "float32"
+    exact = run(folder, "exact.jsonl")
+    assert exact.returncode == 0 and (folder / "tolerant.jsonl").read_text() == (folder / "exact.jsonl").read_text()
+
+
 def test_arrays_with_errors(tmp_path):
     prompt = Prompt(0, "", {"input": "x"}, [4, 5], keep=np.array([1, 3]), width=5)
     answer = SimpleNamespace(streamed=None, tokens=[7], finish_reason="stop", prompt=[4, 5], sampling=Sampling(), error=None)

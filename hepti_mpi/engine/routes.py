@@ -11,7 +11,8 @@ import numpy as np
 
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.comm.exchange import Block, Copy, Exchanges, Transfer
-from hepti_mpi.planning.traffic import FLOAT, RING_BLOCK, RING_GAIN
+from hepti_mpi.comm.sizes import FLOAT
+from hepti_mpi.planning.traffic import RING_BLOCK, RING_GAIN
 from hepti_mpi.program.ops import CASTS
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, TERMS, Box, Division, Held, Holding
 from hepti_mpi.program.plan import Plan

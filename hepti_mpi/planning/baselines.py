@@ -12,13 +12,13 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program import ops
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program

@@ -5,10 +5,10 @@ from collections.abc import Collection, Sequence
 
 import numpy as np
 
+from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.models.blocks import Attention, Layer, Weight
 from hepti_mpi.models.formats import F32, Format
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.program.buffers import Laid, buffers
 from hepti_mpi.program.build import PAGED_BYTES
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import capacity
@@ -23,7 +24,6 @@ from hepti_mpi.planning.refine import Refinement, order
 from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference, share_hosts
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
-from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.plan import WHOLE, Plan, kind_of
 

@@ -14,6 +14,7 @@ import numpy as np
 from hepti_mpi import splits
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
+from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, less_cache, making_bytes, word_bytes
@@ -21,7 +22,6 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import firsts
-from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program

@@ -11,12 +11,11 @@ import numpy as np
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.comm.sizes import DIRECT_BYTES
+from hepti_mpi.comm.sizes import DIRECT_BYTES, FLOAT
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Costs, steady
 from hepti_mpi.planning.price import Batch, Pricer, shares_of
 from hepti_mpi.planning.request import Request
-from hepti_mpi.planning.traffic import FLOAT
 from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import MOST_PROMPT_TILES, Plan, granules_fit, tiles_of

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.planning.collectives import collective
 from hepti_mpi.program.ops import CASTS
 from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, Held, Holding, boxes, cells
 from hepti_mpi.program.steps import Sync
 
-FLOAT = 4  # bytes
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 RING_BLOCK = 32 << 10  # bytes of a block from which a ring is sooner all the same: directly, some links wait while others are full
 FAIR = 16  # ranks up to which blocks of unequal size are told apart

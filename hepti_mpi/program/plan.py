@@ -115,10 +115,6 @@ class Plan:
         by_weights = (layout[0] == "heads") + (layout[1] == "columns")
         return ("sequence", "hybrid", "tensor")[by_weights]
 
-    def layout(self, layer: int, kind: str) -> str:
-        """Return how a block of a layer is divided."""
-        return self.layouts[layer - self.first][0 if kind == "attention" else 1]
-
     def tile_counts(self, rows: int) -> tuple[tuple[int, ...], ...]:
         """Divide a request of `rows` rows: [tiles][ranks] counts, tile after tile in the order of the rows."""
         tiles = self.tiles or (self.rows,)
