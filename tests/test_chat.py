@@ -97,6 +97,44 @@ def test_calls_of_tools_are_told_to_a_template_that_knows_none(template):
     assert chat("qwen3", "calls") == CHATS["answers"]["qwen3"]["calls"]["given"]
 
 
+TOOL = {"type": "function", "function": {"name": "weather", "description": "à la carte"}}
+
+
+@pytest.mark.parametrize("talk, first", [
+    (TALK, "# Tools"), ([{"role": "developer", "content": "Be kind."}, *TALK], "Be kind.\n\n# Tools"),
+    ([{"role": "system", "content": [{"type": "text", "text": "Be kind."}]}, *TALK], "Be kind.\n\n# Tools"),
+])  # fmt: skip
+def test_tools_are_told_to_a_template_that_knows_none(talk, first):
+    """transformers leaves them out without a word: the model would answer as if there were none."""
+    said = text(CHATML, talk, tools=[TOOL])
+    assert said.startswith(f"<|im_start|>system\n{first}") and json.dumps(TOOL, ensure_ascii=False) in said and said.endswith(text(CHATML))
+    assert "<tool_call>\n{" in said and text(CHATML, talk, tools=[]) == text(CHATML, talk)
+
+
+@pytest.mark.parametrize("source", [
+    "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ m.content }}|{% endfor %}",
+    "{% for m in messages if m.role != 'system' %}{{ m.content }}|{% endfor %}",
+])  # fmt: skip
+def test_tools_are_told_by_who_asks_where_there_is_no_system(source):
+    said = text(source, [*TALK, {"role": "assistant", "content": "Yes?"}, *TALK], tools=[TOOL])
+    assert said.startswith("# Tools") and said.endswith("</tool_call>\n\nHi|Yes?|Hi|") and said.count("# Tools") == 1
+
+
+def test_a_template_that_knows_tools_is_left_alone():
+    assert text("{% if tools and messages | length > 1 %}x{% endif %}{{ messages[0].content }}", tools=[TOOL]) == "Hi"
+
+
+@pytest.mark.parametrize("source, told, why", [
+    ("{{ messages | length }}", {"tools": [TOOL]}, "knows no tools, nor a message that tells of them; leave tools out"),
+    ("{{ raise_exception('not today') }}", {"tools": [TOOL]}, "refuses the messages: not today"),
+    (CHATML, {"more": {"enable_thinkng": False}}, "enable_thinkng is False, which the model's chat template does not read; leave it out"),
+    (CHATML, {"more": {"enable_thinking": True}}, "enable_thinking is True"), (CHATML, {"more": {"reasoning_effort": "low"}}, "is 'low'"),
+])  # fmt: skip
+def test_what_a_template_would_pass_over_is_refused(source, told, why):
+    with pytest.raises(InputError, match=why):
+        text(source, **told)
+
+
 @pytest.mark.parametrize("template", CHATS["templates"])
 def test_what_a_developer_says_is_not_lost(template):
     """transformers leaves it out where a template knows no such role, or fails; to OpenAI's newer clients it is the system."""

@@ -50,7 +50,7 @@ PERSON = {
 }  # fmt: skip
 NUMBERS = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
 SPEC = SimpleNamespace(name="toy", numbers=lambda by: WORDS)
-SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{{ messages[0].content }}", {}))
+SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{# tools #}{{ messages[0].content }}", {}))
 SERVED.calls_tools, SERVED.calls_plainly, SERVED.call_form = True, False, ("<tool_call>\n", "arguments", False)
 SERVED.check_writes = lambda: None
 
@@ -219,6 +219,29 @@ def test_what_a_service_refuses_before_anything_is_computed(more, status, why):
     assert caught.value.status == status and caught.value.param == "response_format"
 
 
+def test_a_model_whose_template_knows_no_tools_is_told_of_them(monkeypatch):
+    """A call is then looked for by the marks that it was told, or begun with them."""
+    monkeypatch.setattr(SERVED, "template", ChatTemplate("{{ messages[0].content }}|", {}))
+    monkeypatch.setattr(SERVED, "calls_tools", False)
+    monkeypatch.setattr(SERVED, "call_form", ("", "parameters", True))
+    said = {"messages": [{"role": "user", "content": "a"}], "tools": TOOLS}
+    some, none, must = (chat(SERVED, Fields(said | {"tool_choice": how}), 4000) for how in ("auto", "none", "required"))
+    assert all(json.dumps(tool) in some.texts[0] for tool in TOOLS) and some.calls and must.calls
+    assert none.texts == ["a|"] and not none.calls and must.texts == some.texts
+    assert TOKENS.decode(must.prompts[0]) == f"{must.texts[0]}<tool_call>\n" and "arguments" in json.dumps(must.sampling.schema)
+
+
+def test_what_asks_for_nothing_is_taken():
+    """Some clients send every field that any server knows."""
+    said = {"messages": [{"role": "user", "content": "a"}], "min_tokens": 0, "ignore_eos": False, "typical_p": 1.0, "verbosity": "medium",
+            "skip_special_tokens": True, "stop_token_ids": [], "grammar": "", "reasoning_effort": "none", "unheard_of": 5, "echo": False,
+            "chat_template_kwargs": {"enable_thinking": False}}  # fmt: skip
+    assert chat(SERVED, Fields(said), 64).texts == ["a"]
+    assert completion(SERVED, Fields({"prompt": "a", "n_predict": -1, "add_special_tokens": True}), 64).texts == ["a"]
+    with pytest.raises(Refused, match="n_predict is 5"):
+        completion(SERVED, Fields({"prompt": "a", "n_predict": 5}), 64)
+
+
 def test_what_a_service_takes(monkeypatch):
     said = {"messages": [{"role": "user", "content": "a"}], "response_format": schema(PERSON)}
     assert chat(SERVED, Fields(said | {"tools": [{"type": "function"}], "tool_choice": "none"}), 64).sampling.schema == PERSON
@@ -302,6 +325,11 @@ def test_what_else_is_said_of_tools():
     ({"tools": [{"type": "function", "function": {"name": "x", "parameters": {"not": {}}}}]}, 400, "Unimplemented keys", "tool_choice"),
     ({"response_format": schema(PERSON)}, 422, "do not go together", "response_format"),
     ({"functions": [{"name": "x"}]}, 422, "ask with tools", "functions"),
+    ({"verbosity": "low"}, 422, 'verbosity is "low", which is not supported here', "verbosity"),
+    ({"min_tokens": 5}, 422, "min_tokens is 5, which", "min_tokens"),
+    ({"web_search_options": {}}, 422, "is {}, which", "web_search_options"),
+    ({"guided_choice": ["a"]}, 422, "guided_choice is", "guided_choice"), ({"echo": True}, 422, "echo is true", "echo"),
+    ({"skip_special_tokens": False}, 422, "is false, which", "skip_special_tokens"),
     ({"modalities": ["text", "audio"]}, 422, "answers are text", "modalities"),
     ({"modalities": 3}, 422, "modalities is a number", "modalities"), ({"reasoning_effort": 3}, 422, "expected text", "reasoning_effort"),
     ({"parallel_tool_calls": "no"}, 422, "expected true or false", "parallel_tool_calls"),

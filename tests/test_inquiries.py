@@ -34,6 +34,15 @@ def test_what_would_make_other_tokens_is_not_passed_over(route, case, fields):
         assert caught.value.status == 422 and caught.value.param in more
 
 
+def test_what_other_servers_know_is_not_passed_over():
+    served = model("bert_sentence")
+    assert inquiries.embeddings(served, Fields({"input": "a", "task": "", "embedding_type": "float", "user": "me"})).requests
+    for route, more in ((inquiries.embeddings, {"input_type": "query"}), (inquiries.embed, {"late_chunking": True})):
+        with pytest.raises(Refused, match="which is not supported here; leave it out") as caught:
+            route(served, Fields({"input": "a", "inputs": "a"} | more))
+        assert caught.value.status == 422 and caught.value.param in more
+
+
 def test_raw_scores_are_those_of_the_model():
     served = model("bert_seqcls")
     logits = {"logits": np.arange(len(served.spec.labels), dtype=np.float32)}

@@ -32,7 +32,21 @@ CALL = "<tool_call>", "</tool_call>"  # around a call of a tool in what a model 
 LIST = "[TOOL_CALLS]"  # before the calls that are all of an answer, as Mistral does; most tokenizers have it as no text
 PLAIN = LIST, '"parameters": '  # in a template by whose form a call is all of an answer: Mistral's, Llama's
 DEVELOPER = "developer"  # what newer clients call the system
+NO_THOUGHT = ("enable_thinking", False), ("thinking", False), ("reasoning_effort", "none")  # so a model is that knows no such switch
 REASONING = "reasoning_content", "thinking", "reasoning"  # names that a message's reasoning goes by
+TOLD = """# Tools
+
+You may call one or more functions to assist with the user query.
+
+You are provided with function signatures within <tools></tools> XML tags:
+<tools>
+{tools}
+</tools>
+
+For each function call, return a json object with function name and arguments within {call[0]}{call[1]} XML tags:
+{call[0]}
+{{"name": <function-name>, "arguments": <args-json-object>}}
+{call[1]}"""  # how Hermes' and Qwen2.5's templates tell of tools
 Message = Mapping[str, Any]
 
 
@@ -74,7 +88,7 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _as_json
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
-        self.marks, self._knows_developers = dict(marks), DEVELOPER in source
+        self.marks, self._source = dict(marks), source
         try:
             self._template = environment.from_string(source)
         except (jinja2.TemplateError, RecursionError, ValueError) as error:
@@ -95,11 +109,14 @@ class ChatTemplate:
         self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, more: Mapping[str, Any] | None = None
     ) -> str:
         """Return the text of a talk; `answer`: up to where the model's answer begins; `more`: what else the template is told, by name, as
-        enable_thinking of Qwen3. Raises InputError when the template refuses it."""
+        enable_thinking of Qwen3. Raises InputError when the template refuses it, or does not read what it is told."""
         if tools is not None and self._with_tools is not None:
             return self._with_tools.text(messages, answer, tools, more)
+        self._check_read(more or {})
+        if tools and not self.knows_tools:
+            return self._text_with_tools(messages, answer, tools, more)
         context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | dict(more or {})
-        talk = [_reasoned(message if self._knows_developers else _of_system(message)) for message in messages]
+        talk = [_reasoned(message if self.reads(DEVELOPER) else _of_system(message)) for message in messages]
         tried = [self._tried(talk, context)]
         for turned in (_other_form, _with_calls_told):
             lost = tried[-1].lost
@@ -111,6 +128,35 @@ class ChatTemplate:
         if best.error is not None:
             raise best.error
         return best.text
+
+    def reads(self, name: str) -> bool:
+        """Tell whether the template does anything with what has this name."""
+        return name in self._source
+
+    @property
+    def knows_tools(self) -> bool:
+        """Whether it tells of tools itself, where a talk has some."""
+        return (self._with_tools or self).reads("tools")
+
+    def _check_read(self, more: Mapping[str, Any]) -> None:
+        """Raise InputError for what the template would pass over: the answer would be that of another request."""
+        for name, value in more.items():
+            if not self.reads(name) and (name, value) not in NO_THOUGHT:
+                raise InputError(f"{name} is {shown(repr(value), 60)}, which the model's chat template does not read; leave it out")
+
+    def _text_with_tools(self, messages: Sequence[Message], answer: bool, tools: Sequence[Any], more: Mapping[str, Any] | None) -> str:
+        """Return the text of a talk in which a message tells of the tools, as the template knows of none: the system's, or the first one
+        where it has no system. Raises InputError where both are lost."""
+        told = TOLD.format(tools="\n".join(map(_as_json, tools)), call=CALL)
+        for talk in (_by_system(messages, told), _by_first(messages, told)):
+            try:
+                text = self.text(talk, answer, None, more)
+            except InputError:
+                continue
+            if told in text:
+                return text
+        self.text(messages, answer, None, more)  # which may be what is wrong
+        raise InputError("the model's chat template knows no tools, nor a message that tells of them; leave tools out")
 
     def _tried(self, talk: Sequence[Message], context: Mapping[str, Any]) -> "_Made":
         """Return what the template makes of messages in the form that they have. Raises InputError when it refuses them."""
@@ -180,6 +226,28 @@ def _with_calls_told(message: Message) -> Message:
     if not isinstance(message.get("content"), str) or not wrote:
         return message
     return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": message["content"] + "\n".join(wrote)}
+
+
+def _by_system(messages: Sequence[Message], told: str) -> list[Message]:
+    """Return the messages with one of the system before them, or its own with more at its end."""
+    if messages and messages[0].get("role") in ("system", DEVELOPER):
+        return [_longer(messages[0], "", f"\n\n{told}"), *messages[1:]]
+    return [{"role": "system", "content": told}, *messages]
+
+
+def _by_first(messages: Sequence[Message], told: str) -> list[Message]:
+    """Return the messages, the first of the user with more before what it says."""
+    first = next((place for place, message in enumerate(messages) if message.get("role") == "user"), len(messages))
+    return [_longer(message, f"{told}\n\n", "") if place == first else message for place, message in enumerate(messages)]
+
+
+def _longer(message: Message, before: str, behind: str) -> Message:
+    """Return a message that says more."""
+    content = message.get("content") or ""
+    if isinstance(content, list):
+        parts = [{"type": "text", "text": text} if text else None for text in (before, behind)]
+        return {**message, "content": [part for part in (parts[0], *content, parts[1]) if part]}
+    return {**message, "content": f"{before}{content}{behind}"}
 
 
 def _of_system(message: Message) -> Message:

@@ -1,6 +1,6 @@
 """What the JSON of a request says, field by field, each of the type that is asked for. Pure: knows JSON; knows no route.
 
-Fields that nobody asks for are ignored, as OpenAI's servers do.
+Fields that nobody asks for are ignored, as OpenAI's servers do; those of other servers that would change an answer: unmet.py.
 """
 
 import base64

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.inputs.chat import checked_messages, checked_options
+from hepti_mpi.models.inputs.chat import CALL, checked_messages, checked_options
 from hepti_mpi.models.inputs.prompts import checked_ids
 from hepti_mpi.models.tasks.forms import NoForms, check
 from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling, check_biases
@@ -19,10 +19,12 @@ from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, soun
 from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.serving.http.tools import Held, calls, chosen, names, schema_of_call
+from hepti_mpi.serving.http.unmet import TALKS, TEXTS, check_met
 from hepti_mpi.serving.streams import Grown
 from hepti_mpi.wording import counted
 
 MOST_ANSWERS, MOST_STOPS = 16, 16
+MARKED = f"{CALL[0]}\n", "arguments", False  # as call_form of a model
 USUAL_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -60,6 +62,7 @@ class Wanted:
 def chat(model: Model, fields: Fields, room: int) -> Wanted:
     """/v1/chat/completions. `room`: tokens that prompt and answer may have together."""
     check_name(model, fields)
+    check_met(fields, TALKS)
     if fields.values.get("functions"):
         raise Refused(422, "functions are not supported: ask with tools and tool_choice, which took their place", "functions")
     if "modalities" in fields and fields.texts("modalities")[0] != ["text"]:
@@ -70,7 +73,8 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     tools, must = chosen(asked["tools"], fields.values.get("tool_choice"))
     asked["tools"] = tools
     text = template.text(checked_messages(fields.any("messages")), **asked)
-    begin, arguments, many = model.call_form if must else ("", "", False)
+    marked = not template.knows_tools  # then a message tells of tools, and how calls are marked
+    begin, arguments, many = (MARKED if marked else model.call_form) if must else ("", "", False)
     prompt = checked_ids(model.spec, model.tokens.plain(text + begin, "the talk"), "the talk")
     top, is_told = int(fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) or 0), fields.flag("logprobs", False)
     if top and not is_told:
@@ -84,12 +88,13 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
         form = {"type": "json_schema", "json_schema": {"schema": schema_of_call(tools or (), arguments, many)}}
         sampling = _formed(wanted.sampling, form, "tool_choice")
         return replace(wanted, sampling=sampling, calls=True, plain=known, most_calls=1)
-    return replace(wanted, calls=bool(tools) and model.calls_tools, plain=known * model.calls_plainly, most_calls=most_calls)
+    return replace(wanted, calls=bool(tools) and (marked or model.calls_tools), plain=known * model.calls_plainly, most_calls=most_calls)
 
 
 def completion(model: Model, fields: Fields, room: int) -> Wanted:
     """/v1/completions: of a text, a list of texts, token ids, or a list of those."""
     check_name(model, fields)
+    check_met(fields, TEXTS)
     if fields.text("suffix", ""):
         raise Refused(422, "suffix is not supported: texts are gone on with at their end", "suffix")
     best = fields.number("best_of", 1, MOST_ANSWERS, whole=True)

@@ -17,6 +17,7 @@ from hepti_mpi.models.tasks.heads import Result, numbers
 from hepti_mpi.serving.asking import Model, Text
 from hepti_mpi.serving.http.fields import Fields, data_url, is_tokens, listed, shown, sound
 from hepti_mpi.serving.http.refusals import Refused
+from hepti_mpi.serving.http.unmet import VECTORS, check_met
 
 Reply = Callable[[Sequence[Result]], Any]
 
@@ -61,6 +62,7 @@ def usage(requests: Sequence[Request]) -> dict[str, int]:
 def embeddings(model: Model, fields: Fields) -> Inquiry:
     """OpenAI's /v1/embeddings."""
     check_name(model, fields)
+    check_met(fields, VECTORS)
     check_kept(model, fields)
     model.check_embeds()
     coding = fields.choice("encoding_format", ("float", "base64"))
@@ -103,6 +105,7 @@ def in_base64(values: np.ndarray) -> str:
 
 def embed(model: Model, fields: Fields) -> Inquiry:
     """text-embeddings-inference's /embed: embeddings of length 1 unless told otherwise, and texts cut off only where told so."""
+    check_met(fields, VECTORS)
     check_kept(model, fields)
     model.check_embeds()
     texts, _ = fields.texts("inputs")
