@@ -228,3 +228,16 @@ def test_shares_follow_the_speed_of_one_row_and_memory_holds_them():
     limits = (free.memory[0] * 9 // 10, *[8 << 30] * 3)
     tight = decoding.decide("tensor", LLAMA, "0" * 64, apart, replace(TEXT, limits=limits)).chosen
     assert tight.memory[0] <= limits[0] and sum(tight.plan.columns) == LLAMA.ffn and tight.price.seconds > free.price.seconds
+
+
+@pytest.mark.parametrize("prompt, answer, ratio", [(1, 1000, 3.0), (512, 48, 4.0), (2000, 100, 4.0)])
+def test_shares_go_by_prompts_where_those_take_longer(prompt, answer, ratio):
+    """Two boards that are a third as fast as two others in tokens and a fifth in prompts have to give at once: no move between two ranks
+    makes anything sooner then."""
+    profile = cluster([20.0, 20.0, 4.0, 4.0], latency=2e-5)
+    slow = tuple(replace(one, gemm_seconds_per_weight=(3e-9, *one.gemm_seconds_per_weight[1:])) for one in profile.nodes[2:])
+    profile, wanted = replace(profile, nodes=(*profile.nodes[:2], *slow)), replace(TEXT, prompt=prompt, answer=answer)
+    plan = decoding.decide("tensor", LLAMA, "0" * 64, profile, wanted).chosen.plan
+    assert sum(plan.columns[:2]) >= 0.98 * ratio * sum(plan.columns[2:]), plan.columns
+    bound = decoding.prompt_bound(LLAMA, "0" * 64, profile, wanted, [plan])
+    assert prompt == 1 or decoding.prompt_seconds(LLAMA, profile, wanted, plan) <= 1.1 * bound

@@ -66,8 +66,10 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 
     like = next((replace(one.plan, wire=wires[-1]) for one in every if one.plan.divided), None)
     tiles = 1 if like is None else taken.cut(like, 2).prompt_tiles  # more of them change little of who had best have what
-    if like is not None and (found := divided(spec, profile, request, search.costs_of(spec, profile, wide, like), like, whole)) is not None:
-        every.append(found)
+    if like is not None:
+        costs, rates = search.costs_of(spec, profile, wide, like), _rates(added, taken)
+        if (found := divided(spec, profile, request, costs, like, whole, rates)) is not None:
+            every.append(found)
     every = [replace(one, plan=replace(one.plan, wire=wire)) for one in every for wire in (wires if one.plan.divided else WIRES[:1])]
     wanted = [one for one in every if one.plan.divided] if name == "tensor" else every
     chosen = min(wanted or every, key=lambda one: float(whole([one.plan])[0]) * (SHORTER if one.plan.wire == WIRES[0] else 1))
@@ -131,9 +133,14 @@ def prompt_bound(
         wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",), shares=None, mode="packed", limits=(1 << 60,) * ranks)
         for wire in wires_of("hepti", request):
             like = replace(divided_by([1] * ranks), wire=wire)
-            found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each)
+            found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each, _rates(freely, freely))
             every += [found.plan] if found else []
     return -(-request.prompt // rows) * min(map(freely.seconds, every))
+
+
+def _rates(added: Steps, taken: Steps) -> np.ndarray:
+    """Return what a number of the weights takes each rank in steps of either kind, [2, ranks]."""
+    return np.stack([steps.pricer.gemm[: len(steps.pricer.profile.nodes), steps.pricer.rows] for steps in (added, taken)])
 
 
 def _walkable(one: Candidate) -> bool:

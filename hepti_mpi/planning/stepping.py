@@ -24,6 +24,7 @@ from hepti_mpi.program.steps import Program, Step, Sync
 STEPS = (16, 4, 1)  # granules of columns that move at once
 MOST_MOVES = 60
 CLIMBS = 2  # from the best of the first shares
+BLENDS = np.linspace(0, 1, 5)[:, None]  # of what boards take for a token and for a piece of a prompt, by which first shares go
 MOST_RANKS = 16  # of which shares are moved between any two
 WORTH_TILES = 0.98  # times as long as a piece of a prompt in fewer tiles it must take in more
 
@@ -117,31 +118,39 @@ def _travelling(program: Program) -> Program:
     return tuple(found)
 
 
-def divided(spec: ModelSpec, profile: ClusterProfile, request: Request, costs: Costs, like: Plan, whole: Whole) -> Candidate | None:
+def divided(
+    spec: ModelSpec, profile: ClusterProfile, request: Request, costs: Costs, like: Plan, whole: Whole, rates: np.ndarray
+) -> Candidate | None:  # fmt: skip
     """Return the plan of the soonest heads and columns, layouts and modes being those of `like`: from shares by speed of two ranks, of
-    three, ... onward by moves, as long as `whole` gets less; None where memory holds none."""
+    three, ... onward by moves, as long as `whole` gets less; None where memory holds none.
+
+    `rates` [2, ranks]: what a number of the weights takes each rank in a step with a token, and in one with a piece of a prompt. Where one
+    board is a third of another in one and a fifth in the other, moves between two ranks do not lead from shares by the one to shares by
+    the other: two slow ranks alike have to give at once.
+    """
     ranks = len(profile.nodes)
     if request.shares is not None or not 1 < ranks <= MOST_RANKS:
         return None
-    tops = [_soonest(spec, request, costs, like, whole, granule) for granule in dict.fromkeys((spec.group, spec.head_granule))]
+    tops = [_soonest(spec, request, costs, like, whole, rates, granule) for granule in dict.fromkeys((spec.group, spec.head_granule))]
     found = [top for top in tops if top is not None]
     return costs.candidates([min(found, key=lambda one: one[0])[1]])[0] if found else None
 
 
 def _soonest(
-    spec: ModelSpec, request: Request, costs: Costs, like: Plan, whole: Whole, granule: int
+    spec: ModelSpec, request: Request, costs: Costs, like: Plan, whole: Whole, rates: np.ndarray, granule: int
 ) -> tuple[float, Plan] | None:  # fmt: skip
     """Return the seconds and the plan of the soonest, heads being divided in multiples of `granule`."""
-    found, ranks = list[tuple[float, Plan]](), len(costs.limits) // 2
-    speeds = 1 / costs.pricer.gemm[:ranks, 1]
-    order = np.argsort(-speeds, kind="stable")
-    for count in range(2, ranks + 1):
-        share = np.where(np.isin(np.arange(ranks), order[:count]), speeds, 0)
-        plan = replace(like, heads=splits.split(spec.heads, share, granule), columns=splits.split(spec.ffn, share, spec.column_granule))
-        plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * request.rows for rank in range(ranks)))
-        if fit(costs, [plan])[0]:
-            found.append((float(whole([plan])[0]), plan))
-    tops = [_climbed(spec, costs, *one, whole, granule) for one in sorted(found, key=lambda one: one[0])[:CLIMBS]]
+    found, ranks = dict[Plan, float](), len(costs.limits) // 2
+    one, other = rates / rates.sum(axis=1, keepdims=True)
+    for speeds in 1 / (one + BLENDS * (other - one)):
+        order = np.argsort(-speeds, kind="stable")
+        for count in range(2, ranks + 1):
+            share = np.where(np.isin(np.arange(ranks), order[:count]), speeds, 0)
+            plan = replace(like, heads=splits.split(spec.heads, share, granule), columns=splits.split(spec.ffn, share, spec.column_granule))
+            plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * request.rows for rank in range(ranks)))
+            if plan not in found and fit(costs, [plan])[0]:
+                found[plan] = float(whole([plan])[0])
+    tops = [_climbed(spec, costs, found[plan], plan, whole, granule) for plan in sorted(found, key=found.__getitem__)[:CLIMBS]]
     return min(tops, key=lambda one: one[0]) if tops else None
 
 
