@@ -166,9 +166,7 @@ def main() -> None:
     store = Store(wanted.store)
     store = store.shortened(wanted.layers or store.spec.layers)
     spec = store.spec
-    layers, here = (("heads", "columns"),) * spec.layers, (("here",), ("packed",))
-    plan = Plan(spec.name, store.source_hash, layers, (spec.heads,), (spec.ffn,), (wanted.rows,), *here)
-    ready = loading.load(machine, store, plan, None, {})
+    ready = loading.load(machine, store, Plan.lone(spec, store.source_hash, wanted.rows), None, {})
     others = wholes(store)
     x = np.random.default_rng(0).standard_normal((wanted.rows, spec.hidden), dtype=np.float32)
     times: dict[str, list[float]] = {"hepti": [], **{name: [] for name in others}}

@@ -19,8 +19,7 @@ ROWS = 6
 def segments(store):
     """Yield the operations of each segment of one rank, with its weights."""
     spec = store.spec
-    plan = Plan(spec.name, store.source_hash, (("local", "rows"),) * spec.layers, (0,), (0,), (1,), ("here",), ("packed",))
-    part = DecodingPart(spec, plan, 0)
+    part = DecodingPart(spec, Plan.lone(spec, store.source_hash), 0)
     for step in part.program:
         if isinstance(step, Compute):
             yield [(op, part.op(op, step.distribution)) for op in step.ops]

@@ -17,8 +17,7 @@ from hepti_mpi.weights.store import Store
 def looks(store, monkeypatch):
     """Return how many sums of rows the only segment has, by which products look; and whether weights were read for it."""
     spec, graphs, asked = store.spec, [], []
-    plan = Plan(spec.name, store.source_hash, (("local", "rows"),) * spec.layers, (0,), (0,), (1,), ("here",), ("packed",))
-    part = Part(spec, plan, 0)
+    part = Part(spec, Plan.lone(spec, store.source_hash), 0)
     (step,) = (step for step in part.program if isinstance(step, Compute))
     add = sessions.Bounds.add
     monkeypatch.setattr(sessions.Bounds, "add", lambda self, op, own: asked.append(op) or add(self, op, own))

@@ -226,9 +226,8 @@ def test_keys(monkeypatch):
     assert len(keys | {key_of(b"a", b"b")}) == 4
 
 
-def part_of(store, kind=Part, layout=("local", "rows")):
-    spec = store.spec
-    return kind(spec, Plan(spec.name, store.source_hash, (layout,) * spec.layers, (0,), (0,), (1,), ("here",), ("mapped",)), 0)
+def part_of(store, kind=Part):
+    return kind(store.spec, Plan.lone(store.spec, store.source_hash, mode="mapped"), 0)
 
 
 def answer(store, mode):

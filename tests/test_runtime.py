@@ -44,9 +44,7 @@ def test_no_files_of_packed_weights_that_cannot_be_used(tmp_path, monkeypatch, n
     monkeypatch.setattr(sessions, "KEEPS_PACKED", False)
     writing.write(tmp_path / "s.h5", random_model("tiny-bert").in_format(name))
     with Store(tmp_path / "s.h5", Prepacked(folder, said.append)) as store:
-        spec, layout = store.spec, ("rows", "rows")
-        plan = Plan(spec.name, store.source_hash, (layout,) * spec.layers, (0,), (0,), (1,), ("here",), ("mapped",))
-        part = Part(spec, plan, 0)
+        part = Part(store.spec, Plan.lone(store.spec, store.source_hash, mode="mapped"), 0)
         steps = [step for step in part.program if isinstance(step, Compute)]
         for step in steps:
             assert sessions.build(step, store, part.held(step), part.heads, "mapped", 1).session is not None

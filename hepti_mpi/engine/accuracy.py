@@ -76,8 +76,7 @@ def _of_texts(store: Store, model: ModelFiles, inputs: Inputs, found: Array, thr
 def _scores(store: Store, model: ModelFiles, found: Array, right: Array, threads: int) -> Iterator[tuple[slice, Array, Array]]:
     """Yield some rows and their logits, float64 [rows, words], of the store, as ranks make them, and of float32."""
     spec = store.spec
-    plan = Plan(spec.name, store.source_hash, (("local", "rows"),) * spec.layers, (0,), (0,), (1,), ("here",), ("packed",))
-    part = DecodingPart(spec, plan, 0)
+    part = DecodingPart(spec, Plan.lone(spec, store.source_hash), 0)
     table, bias = part.words_slices
     exact = _float_weights(model, [piece.name for piece in (table, bias) if piece])
     session = words_session(store, table, bias, "packed", threads)

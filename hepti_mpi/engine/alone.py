@@ -24,7 +24,7 @@ def last_hidden_state(store: Store, embedded: np.ndarray, lengths: Sequence[int]
 def one_layer(store: Store, layer: int, hidden: np.ndarray, lengths: Sequence[int], threads: int) -> np.ndarray:
     """Return what a layer makes of rows [rows, hidden]; the last one with the norm behind it."""
     spec, rows = store.spec, Rows(tuple(lengths), 0, len(hidden))
-    plan = Plan(spec.name, store.source_hash, (("local", "rows"),), (0,), (0,), (len(hidden),), ("here",), ("packed",), first=layer)
+    plan = Plan.lone(spec, store.source_hash, len(hidden), range(layer, layer + 1))
     part, values = Part(spec, plan, 0), {EMBEDDED: hidden}
     for step in part.program:
         if isinstance(step, Sync):

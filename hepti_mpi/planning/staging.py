@@ -26,7 +26,7 @@ from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.placement import Placement, Stage, Team
-from hepti_mpi.program.plan import WHOLE, Plan
+from hepti_mpi.program.plan import Plan
 from hepti_mpi.wording import counted
 
 MOST_LAST = 4  # of the fastest ranks that are tried with the words
@@ -117,7 +117,7 @@ class _Stages:
     def inner(self) -> int:
         """Bytes of buffers and values of a stage, whichever layers it has."""
         largest, longest = self.request.largest or self.request.rows, self.request.longest or self.request.rows
-        plan = self.plan(0, 0, self.spec.layers)
+        plan = self.plan(0, range(self.spec.layers))
         widths = activation_widths(Laid(make_program(self.spec, plan, everywhere=True)))
         return int(activation_bytes(self.spec, widths, largest, longest, np.array([largest]), np.ones(1))[0])
 
@@ -162,7 +162,7 @@ class _Stages:
         kind = replace(node, host="", memory_bytes=0), rows, cache
         if kind not in self.paces:
             own = replace(profiles.of_ranks(self.profile, (rank,)), nodes=(node,))
-            self.paces[kind] = _pace(self.spec, self.plan(rank, 0, self.spec.layers), own, rows, self.request.attended, cache)
+            self.paces[kind] = _pace(self.spec, self.plan(rank, range(self.spec.layers)), own, rows, self.request.attended, cache)
         return self.paces[kind]
 
     def hops(self, ranks: Sequence[int], rows: int) -> float:
@@ -232,7 +232,7 @@ class _Stages:
         request, memory = self.request, [0] * len(self.profile.nodes)
         stages, first = [], 0
         for place, (rank, count) in enumerate(zip(ranks, counts)):
-            stages.append(Stage((rank,), self.plan(rank, first, count)))
+            stages.append(Stage((rank,), self.plan(rank, range(first, first + count))))
             memory[rank] = self.inner + count * self.layer_bytes + (place == len(ranks) - 1) * self.word_bytes
             first += count
         rows = min(request.prompt, request.largest or request.rows) or 1
@@ -244,9 +244,8 @@ class _Stages:
         team = Team(tuple(replace(stage, plan=replace(stage.plan, predicted_seconds=total)) for stage in stages))
         return Staged(Placement((team,)), ranks, counts, one, self.hops(ranks, 1), prompt, following, tuple(memory))
 
-    def plan(self, rank: int, first: int, count: int) -> Plan:
-        host, layers = self.profile.hosts[rank], (WHOLE,) * count
-        return Plan(self.spec.name, self.source_hash, layers, (0,), (0,), (1,), (host,), (self.mode,), first=first)
+    def plan(self, rank: int, numbers: range) -> Plan:
+        return Plan.lone(self.spec, self.source_hash, 1, numbers, self.profile.hosts[rank], self.mode)
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,14 @@ class Plan:
     prompt_tiles: int = 1
     predicted_seconds: float | None = field(default=None, compare=False)
 
+    @classmethod
+    def lone(
+        cls, spec: ModelSpec, source_hash: str, rows: int = 1, numbers: range | None = None, host: str = "here", mode: str = "packed"
+    ) -> "Plan":  # fmt: skip
+        """Return that of one rank, for requests of `rows` rows; `numbers`: of its layers, where these are not all."""
+        some = range(spec.layers) if numbers is None else numbers
+        return cls(spec.name, source_hash, (WHOLE,) * len(some), (0,), (0,), (rows,), (host,), (mode,), first=some.start)
+
     @property
     def numbers(self) -> range:
         """The numbers of its layers in the model."""

@@ -112,9 +112,8 @@ class Calibration:
         self.spec, self.requests, self.held_out = spec, (*first, *choosing, *held_out), len(held_out)
         self.shown = sum(request.rows for request in first)
         lengths = [request.rows for request in self.requests]
-        plan = Plan(spec.name, "", (("local", "rows"),) * spec.layers, (0,), (0,), (sum(lengths),), ("here",), ("packed",))
         self.left = deque[Op | Sync]()
-        for step in make_program(spec, plan):
+        for step in make_program(spec, Plan.lone(spec, "", sum(lengths))):
             self.left += [step] if isinstance(step, Sync) else step.ops
         of, at = np.repeat(np.arange(len(lengths)), lengths), np.concatenate([np.arange(length) for length in lengths])
         self.where = Where(of, of, at, at)
