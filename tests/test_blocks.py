@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from clusters import cluster
 from layers import MADE, odd_model
+from made_plans import plan_of
 
-from hepti_mpi import splits
 from hepti_mpi.engine import sessions
 from hepti_mpi.engine.packing import Rows
 from hepti_mpi.errors import ModelError
@@ -23,7 +23,7 @@ from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.plan import Plan, check
+from hepti_mpi.program.plan import check
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights import writing
@@ -43,8 +43,7 @@ def kept(folder, name):
 
 
 def part_of(spec, layout, rank=1):
-    heads, columns = splits.split(spec.heads, (1, 1), spec.head_granule), splits.split(spec.ffn, (1, 1), spec.column_granule)
-    return Part(spec, Plan(spec.name, "hash", (layout,) * spec.layers, heads, columns, (8, 7), ("here",) * 2, ("packed",) * 2), rank)
+    return Part(spec, plan_of(spec, layout, (1, 1), total=15), rank)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import product
 
+import made_plans
 import numpy as np
 import pytest
 from clusters import cluster, node, square
@@ -24,7 +25,6 @@ from hepti_mpi.program.build import make_program
 from hepti_mpi.program.operation import Share
 from hepti_mpi.program.ops import Cast, Norm
 from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import OUTER, Compute, Sync
 
 SPEC = sized(random_model("bert-base").spec, layers=3, hidden=72, heads=9, ffn=203)
@@ -34,14 +34,10 @@ OWN_LAYOUTS = [pair for pair in product(*ALL_LAYOUTS.values()) if pair[0] != "lo
 
 
 def plan_of(pair, shares, reduction="allreduce", rows=ROWS, spec=SPEC, tiles=1, counts=None, **fields):
-    """A plan by shares; `counts`: the rows themselves."""
-    heads, columns = splits.split(spec.heads, shares), splits.split(spec.ffn, shares, spec.column_granule)
-    nothing = (0,) * len(shares)
+    """A plan by shares; `counts`: the rows themselves; `tiles`: into how many those of each rank are cut."""
     own = counts or splits.split(rows, shares)
-    parts = (heads if pair[0] in ("heads", "alltoall") else nothing, columns if pair[1] == "columns" else nothing, own)
-    cut = tuple(zip(*(splits.even(count, tiles) for count in own))) if tiles > 1 else ()
-    packed, hosts = ("packed",) * len(shares), tuple(f"pi{rank}" for rank in range(len(shares)))
-    return Plan(spec.name, "hash", (pair,) * spec.layers, *parts, hosts, packed, reduction, tiles=cut, **fields)
+    cut = tuple(zip(*(splits.even(count, tiles) for count in own)))
+    return made_plans.plan_of(spec, pair, shares, total=sum(own), tiles=cut, reduction=reduction, **fields)
 
 
 def own_plan(pair, shares, **options):
@@ -555,10 +551,7 @@ def test_plans_priced_together_cost_what_each_costs_alone(layout, mode, emulated
 
 
 def test_requests_of_a_batch_are_kept_whole_where_attention_is_local():
-    nothing = (0, 0, 0)
-    rows = (48, 24, 24)
-    plan = Plan(SPEC.name, "hash", (("local", "rows"),) * SPEC.layers, nothing, nothing, rows, ("a", "b", "c"), ("packed",) * 3,
-                "reduce_scatter", "own")  # fmt: skip
+    plan = own_plan(("local", "rows"), (48, 24, 24), rows=96)
     pricer = Pricer(SPEC, simple(3), 96, attended=24)
     result = pricer.price(make_program(SPEC, plan), plan)
     assert result.bytes == 2 * 48 * 288  # to the other two and back

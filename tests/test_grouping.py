@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from clusters import cluster
 from layers import odd_model
+from made_plans import plan_of
 
-from hepti_mpi import splits
 from hepti_mpi.errors import PlanError, StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding
@@ -18,7 +18,6 @@ from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.stepping import Steps
 from hepti_mpi.program import grouping
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.weights import hdf5, writing
 from hepti_mpi.weights.slices import DecodingPart, all_weights, span
 from hepti_mpi.weights.store import Store
@@ -28,10 +27,8 @@ TEXT = Request(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
 
 
 def parted(spec, heads, columns=None):
-    columns = columns or splits.split(spec.ffn, (1,) * len(heads), spec.column_granule)
-    rows = (1,) + (0,) * (len(heads) - 1)
-    layers = (("heads", "columns"),) * spec.layers
-    return Plan(spec.name, "0" * 64, layers, heads, columns, rows, ("here",) * len(heads), ("packed",) * len(heads))
+    equal = (1,) * len(heads)
+    return replace(plan_of(spec, ("heads", "columns"), heads, columns or equal, equal, total=1), heads=heads)
 
 
 @pytest.mark.parametrize("group", [1, 2, 3, 4, 7])
@@ -53,7 +50,7 @@ def test_padded_heads_read_what_they_read_before(group):
 
 def test_a_rank_reads_keys_and_values_of_all_its_heads():
     plan = parted(SMOL, (5, 4))
-    plans.check(plan, SMOL, "0" * 64, 2)
+    plans.check(plan, SMOL, "hash", 2)
     for rank, (heads, kv_heads) in enumerate((((0, 5), (0, 2)), ((5, 9), (1, 3)))):
         part = DecodingPart(SMOL, plan, rank)
         every = (piece for piece in part.slices if piece.name.startswith("layers.7.attention."))
@@ -66,8 +63,8 @@ def test_only_texts_may_be_cut_inside_a_group():
     embedding = replace(SMOL, head="none", back=())
     assert (SMOL.head_granule, embedding.head_granule) == (1, 3)
     with pytest.raises(PlanError, match="heads do not start at multiples of 3"):
-        plans.check(parted(embedding, (5, 4)), embedding, "0" * 64, 2)
-    plans.check(parted(embedding, (6, 3)), embedding, "0" * 64, 2)
+        plans.check(parted(embedding, (5, 4)), embedding, "hash", 2)
+    plans.check(parted(embedding, (6, 3)), embedding, "hash", 2)
 
 
 def test_what_is_computed_and_kept_twice_has_its_price():

@@ -11,6 +11,7 @@ from clusters import GIB, cluster
 from lab.clusters import cluster_named
 from lab.prices import described
 from layers import sized
+from made_plans import plan_of
 
 from hepti_mpi import splits
 from hepti_mpi.cluster.profile import scaled
@@ -26,7 +27,7 @@ from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.walk import Walk
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program
-from hepti_mpi.program.plan import Plan, check, kind_of, wire_of
+from hepti_mpi.program.plan import check, kind_of, wire_of
 from hepti_mpi.weights.slices import Part
 
 LARGE = random_model("bert-large").spec
@@ -62,9 +63,7 @@ def layer_bytes(spec):
 def single_seconds(spec, profile, rank, rows):
     """What the model takes on one rank alone, priced apart from the search."""
     only = tuple(rows if r == rank else 0 for r in range(len(profile.nodes)))
-    layers = (("rows", "rows"),) * spec.layers
-    nothing = (0,) * len(only)
-    plan = Plan(spec.name, "hash", layers, nothing, nothing, only, profile.hosts, ("packed",) * len(only))
+    plan = plan_of(spec, ("rows", "rows"), only, total=rows)
     return Pricer(spec, profile, rows).price(make_program(spec, plan), plan).seconds
 
 

@@ -10,18 +10,18 @@ from dataclasses import replace
 from functools import cache
 from itertools import product
 
+import made_plans
 import numpy as np
 import pytest
 from layers import MADE, odd_model, sized
 
-from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.reference import forward
 from hepti_mpi.program.buffers import Laid, buffers, dependencies, distributions, interface, key, named
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.ops import Cast, Mix
 from hepti_mpi.program.ownership import Holding, division
-from hepti_mpi.program.plan import Plan, check
+from hepti_mpi.program.plan import check
 from hepti_mpi.program.reference import REFERENCES, Where
 from hepti_mpi.program.steps import EMBEDDED, OUTER, RESULT, Compute, Sync, Value
 from hepti_mpi.weights.slices import Part
@@ -88,17 +88,10 @@ def case_of(name, lengths, number):
 
 
 def plan_of(spec, layers, heads, columns, rows, mode=MODES[0], total=ROWS):
-    """A plan from three lists of shares; lists that no layer uses become 0, as the planner leaves them."""
-    used, ranks, (reduction, collectives, tiles) = {layout for pair in layers for layout in pair}, len(rows), mode[:3]
-    parts = [splits.split(count, shares, granule) if used & kinds else (0,) * ranks for kinds, count, shares, granule in
-             (({"heads", "alltoall"}, spec.heads, heads, spec.head_granule), ({"columns"}, spec.ffn, columns, 1))]  # fmt: skip
-    flat = splits.split(total, [share for tile in TILES[tiles](rows) or (rows,) for share in tile])
-    cut = tuple(flat[at : at + ranks] for at in range(0, len(flat), ranks))
-    plan = Plan(
-        spec.name, "hash", tuple(layers), *parts, tuple(map(sum, zip(*cut))), ("here",) * ranks, ("packed",) * ranks,
-        reduction, collectives, mode[3], cut if len(cut) > 1 else (),
-    )  # fmt: skip
-    check(plan, spec, "hash", ranks)
+    """A plan by shares in one of MODES, which is none that is refused."""
+    tiles, how = TILES[mode[2]](rows), {"reduction": mode[0], "collectives": mode[1], "wire": mode[3]}
+    plan = made_plans.plan_of(spec, layers, heads, columns, rows, total, tiles, **how)
+    check(plan, spec, "hash", plan.ranks)
     return plan
 
 

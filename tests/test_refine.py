@@ -9,6 +9,7 @@ from clusters import cluster
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from layers import sized
+from made_plans import plan_of
 
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
@@ -17,7 +18,7 @@ from hepti_mpi.planning.price import Price, Prices
 from hepti_mpi.planning.refine import COLUMN_STEPS, CUTTING, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
 from hepti_mpi.planning.request import MPI, Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search
-from hepti_mpi.program.plan import Plan, check
+from hepti_mpi.program.plan import check
 
 BASE = random_model("bert-base").spec
 ODD = sized(BASE, layers=3, hidden=72, heads=9, ffn=203)
@@ -50,8 +51,7 @@ def refinement_of(search, tried=None):
 
 def made_up(rows, price, heads=(5, 4, 0), tiles=()):
     """A refinement in which plans of three ranks cost what `price` says, and its start."""
-    plan = Plan("m", "hash", (("heads", "columns"),) * 3, heads, (96, 96, 11), rows, ("a", "b", "c"), ("packed",) * 3,
-                "reduce_scatter", "own", tiles=tiles)  # fmt: skip
+    plan = plan_of(ODD, ("heads", "columns"), heads, (96, 96, 11), rows, sum(rows), tiles, reduction="reduce_scatter", collectives="own")
 
     def tried(variants):
         every = [variants.at(number) for number in range(len(variants))]

@@ -4,25 +4,17 @@ from operator import attrgetter
 
 import pytest
 from layers import sized
+from made_plans import plan_of
 from operations import operations
 
-from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import named_weights
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part, Slice, all_weights, granule, root_slices, span
 
 BERT, VIT = random_model("tiny-bert").spec, random_model("tiny-vit").spec
 LAYOUTS = list(product(("heads", "rows", "alltoall", "recompute"), ("columns", "rows")))
 SHARES = [(1,), (5, 1, 1, 1), (1, 0, 3), (0, 1), (1,) * 7]
-
-
-def plan_of(spec, layers, shares):
-    used, nothing = {layout for pair in layers for layout in pair}, (0,) * len(shares)
-    heads = splits.split(spec.heads, shares, spec.head_granule) if used & {"heads", "alltoall"} else nothing
-    columns = splits.split(spec.ffn, shares, spec.column_granule) if "columns" in used else nothing
-    return Plan(spec.name, "hash", tuple(layers), heads, columns, splits.split(9, shares), ("a",) * len(shares), ("packed",) * len(shares))
 
 
 def test_a_slice_knows_its_bytes():
@@ -66,7 +58,7 @@ OPS = [  # (kind, distribution) and the first and count of each slice for rank 1
 
 @pytest.mark.parametrize("kind, distribution, expected", OPS)
 def test_an_operation(kind, distribution, expected):
-    plan = Plan("m", "h", (LAYOUTS[0],) * 3, (3, 2, 2), (40, 31, 30), (4, 4, 1), ("a",) * 3, ("packed",) * 3)
+    plan = plan_of(BERT, LAYOUTS[0], (3, 2, 2), (40, 31, 30), (4, 4, 1))
     found = Part(BERT, plan, 1).op(operations(BERT, 2)[kind], distribution)
     block = "mlp" if kind.startswith("mlp") else "attention"
     inner = ("q.weight", "k.weight", "v.weight", "up.weight")  # what sums over its last axis
@@ -93,7 +85,7 @@ TAKES_PART = [  # per rank of a plan where each has another thing: (distribution
 
 @pytest.mark.parametrize("rank, distribution, expected", TAKES_PART)
 def test_who_takes_part(rank, distribution, expected):
-    plan = Plan("m", "h", (LAYOUTS[0], LAYOUTS[3], LAYOUTS[0]), (7, 0, 0, 0), (0, 101, 0, 0), (0, 0, 9, 0), ("a",) * 4, ("packed",) * 4)
+    plan = plan_of(BERT, (LAYOUTS[0], LAYOUTS[3], LAYOUTS[0]), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0))
     part = Part(BERT, plan, rank)
     for kind in HEADS + COLUMNS + WHOLE + MINE:
         op = operations(BERT)[kind]
@@ -105,14 +97,13 @@ def test_who_takes_part(rank, distribution, expected):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_one_active_rank_has_all(layout):
     """Whatever its shares say: a layout that divides no heads leaves them 0."""
-    heads, columns = (0, 7 * (layout[0] in ("heads", "alltoall"))), (0, 101 * (layout[1] == "columns"))
-    part = Part(BERT, Plan("m", "h", (layout,) * 3, heads, columns, (0, 9), ("a",) * 2, ("packed",) * 2), 1)
+    part = Part(BERT, plan_of(BERT, layout, (0, 1)), 1)
     whole = [span(weight) for weight in all_weights(BERT) if weight.name.startswith("layers.")]
     assert sorted(part.of_layers, key=attrgetter("name")) == sorted(whole, key=attrgetter("name"))
 
 
 def test_a_rank_without_a_part_reads_nothing():
-    plan = Plan("m", "h", (LAYOUTS[0],) * 3, (7, 0, 0), (0, 101, 0), (9, 0, 0), ("a",) * 3, ("packed",) * 3)
+    plan = plan_of(BERT, LAYOUTS[0], (1, 0, 0), (0, 1, 0))
     assert list(Part(BERT, plan, 2).slices) == []
 
 

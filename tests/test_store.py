@@ -13,13 +13,12 @@ from itertools import product
 import h5py
 import numpy as np
 import pytest
+from made_plans import plan_of
 
-from hepti_mpi import splits
 from hepti_mpi.errors import ModelError, StoreError
 from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_weight
 from hepti_mpi.models.spec import named_weights
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.weights import hdf5, writing
 from hepti_mpi.weights.slices import Part, Slice, granule, whole_slices
 from hepti_mpi.weights.store import READ_BYTES, Store
@@ -433,20 +432,10 @@ def test_space_that_was_never_written_is_not_read(path):
 # rank files
 
 
-def plan_of(layers, heads, columns, rows, mode="packed"):
-    ranks = len(rows)
-    used = {layout for pair in layers for layout in pair}
-    parts = (
-        splits.split(3, heads) if "heads" in used else (0,) * ranks,
-        splits.split(131, columns, 2) if "columns" in used else (0,) * ranks,
-    )
-    return Plan("odd", "5" * 64, tuple(layers), *parts, splits.split(7, rows), ("here",) * ranks, (mode,) * ranks)
-
-
 PLANS = [
-    *(plan_of([pair] * 2, shares, shares, shares) for pair in LAYOUTS for shares in ((5, 1, 1, 1), (1, 0, 3), (0, 1))),
-    plan_of([LAYOUTS[0], LAYOUTS[3]], (1, 2), (2, 1), (1, 0)),  # rank 0 holds all of layer 1, a part of layer 0
-    plan_of([LAYOUTS[1], LAYOUTS[2]], (1, 2, 0), (0, 2, 1), (1, 0, 1)),
+    *(plan_of(SPEC, pair, shares, total=7) for pair in LAYOUTS for shares in ((5, 1, 1, 1), (1, 0, 3), (0, 1))),
+    plan_of(SPEC, (LAYOUTS[0], LAYOUTS[3]), (1, 2), (2, 1), (1, 0), total=7),  # rank 0 holds all of layer 1, a part of layer 0
+    plan_of(SPEC, (LAYOUTS[1], LAYOUTS[2]), (1, 2, 0), (0, 2, 1), (1, 0, 1), total=7),
 ]
 
 
@@ -466,7 +455,7 @@ def test_rank_files(path, tmp_path, plan):
 
 
 def test_a_rank_file_of_another_rank_is_refused(path, tmp_path):
-    plan = plan_of([LAYOUTS[0]] * 2, (1, 2), (1, 2), (1, 2))
+    plan = plan_of(SPEC, LAYOUTS[0], (1, 2), total=7)
     one, other = (tuple(Part(SPEC, plan, rank).slices) for rank in (0, 1))
     with Store(path) as whole:
         writing.write_part(tmp_path / "rank01.h5", whole, other)
@@ -477,7 +466,7 @@ def test_a_rank_file_of_another_rank_is_refused(path, tmp_path):
 
 
 def test_a_flipped_bit_in_a_rank_file(path, tmp_path):
-    plan = plan_of([LAYOUTS[0]] * 2, (1, 2), (1, 2), (1, 2))
+    plan = plan_of(SPEC, LAYOUTS[0], (1, 2), total=7)
     slices, part = tuple(Part(SPEC, plan, 1).slices), tmp_path / "rank01.h5"
     with Store(path) as whole:
         writing.write_part(part, whole, slices)

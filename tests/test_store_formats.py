@@ -5,12 +5,12 @@ import zlib
 from dataclasses import replace
 
 import h5py
+import made_plans
 import numpy as np
 import pytest
 
 from hepti_mpi.errors import StoreError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.weights import writing
 from hepti_mpi.weights.cache import CachedStore
 from hepti_mpi.weights.slices import Part, all_weights, span, whole_slices
@@ -35,10 +35,8 @@ def path(tmp_path, content):
     return tmp_path / "m.h5"
 
 
-def plan_of(layout, columns=(64, 32, 5)):
-    layers, rows = (layout,) * SPEC.layers, (3, 0, 6)
-    used = ((4, 1, 2) if layout[0] == "heads" else (0,) * 3), (columns if layout[1] == "columns" else (0,) * 3)
-    return Plan("m", MODEL.source_hash, layers, *used, rows, ("a",) * 3, ("packed",) * 3)
+def plan_of(layout):
+    return made_plans.plan_of(SPEC, layout, (4, 1, 2), (2, 1, 1), (3, 0, 6))  # 64, 32 and 5 columns
 
 
 def same(store, whole, piece):

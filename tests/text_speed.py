@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import median
 
 import numpy as np
+from made_plans import plan_of
 
 from hepti_mpi import splits
 from hepti_mpi.engine import decoder as decoders
@@ -18,7 +19,6 @@ from hepti_mpi.engine import fetching
 from hepti_mpi.engine import machine as machines
 from hepti_mpi.engine import texts as loading
 from hepti_mpi.program.placement import whole
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.serving.stepping import Ranks
 from hepti_mpi.weights.outer import OuterWeights
 
@@ -26,11 +26,8 @@ PROMPT, TOKENS, TURNS, CHUNK = 128, 64, 3, decoders.ROWS
 
 
 def even_plan(store, ranks):
-    spec, equal = store.spec, (1,) * ranks
-    parts = splits.split(spec.heads, equal, spec.group), splits.split(spec.ffn, equal, spec.column_granule)
-    layout, parts = (("heads", "columns"), parts) if ranks > 1 else (("local", "rows"), ((0,), (0,)))
-    return Plan(spec.name, store.source_hash, (layout,) * spec.layers, *parts, splits.split(1, equal), ("here",) * ranks,
-                ("packed",) * ranks)  # fmt: skip
+    equal = (1,) * ranks
+    return plan_of(store, ("heads", "columns"), splits.split(store.spec.heads, equal, store.spec.group), equal, equal, total=1)
 
 
 def taken(ranks, ids):

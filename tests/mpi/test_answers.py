@@ -9,15 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from layers import MADE, odd_model
+from made_plans import plan_of
 
-from hepti_mpi import splits
 from hepti_mpi.engine import engine, fetching, loading
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.reference import forward
-from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.serving import outputs
 from hepti_mpi.serving.loop import Desk, answer
@@ -38,28 +37,6 @@ SHARES = {
     "with nothing": lambda n: ((1, 0, 3) + (0, 2) * n)[:n],
     "all on the last": lambda n: (0,) * (n - 1) + (1,),
 }
-
-
-def plan_of(spec, source_hash, layers, shares, mode="packed", reduction="allreduce", rows=9, tiles=(), **more) -> Plan:
-    """`tiles`: per tile the shares of the ranks in it; otherwise the rows are one tile, divided by `shares`."""
-    layers = tuple(layers)
-    heads = splits.split(spec.heads, shares, spec.head_granule) if any(a in (HEADS, "alltoall") for a, _ in layers) else (0,) * len(shares)
-    columns = splits.split(spec.ffn, shares, spec.column_granule) if any(m == COLUMNS for _, m in layers) else (0,) * len(shares)
-    flat = splits.split(rows, [share for tile in tiles or (shares,) for share in tile])
-    cut = tuple(flat[at : at + len(shares)] for at in range(0, len(flat), len(shares)))
-    return Plan(
-        spec.name,
-        source_hash,
-        layers,
-        heads,
-        columns,
-        tuple(map(sum, zip(*cut))),
-        ("here",) * len(shares),
-        (mode,) * len(shares),
-        reduction,
-        tiles=cut if tiles else (),
-        **more,
-    )
 
 
 def made_in(folder: Path) -> Path:
@@ -158,7 +135,7 @@ def check_results(path, requests, results, names, tolerance=TOLERANCE):
 @pytest.mark.parametrize("case", ["bert", "vit"])
 def test_every_strategy_and_share(machine, folder, case, layout, shares):
     store = opened(folder, case, machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size))
+    plan = plan_of(store, layout, SHARES[shares](machine.world.size))
     ready = loaded(machine, store, plan)
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
@@ -169,7 +146,7 @@ def test_every_strategy_and_share(machine, folder, case, layout, shares):
 def test_input_gathered_by_mpi_and_keys_computed_everywhere(machine, folder, case):
     """As Voltage may be run: recompute with MPI's collectives."""
     store = opened(folder, case, machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (("recompute", ROWS),) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    plan = plan_of(store, ("recompute", ROWS), SHARES["uneven"](machine.world.size))
     ready = loaded(machine, store, plan)
     for path in sorted((GOLDEN / case).glob("expected*.npz")):
         check(ready, path, names=("last_hidden_state",))
@@ -181,7 +158,7 @@ def test_whole_requests_on_a_rank(machine, folder):
         store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size
         for shares in ("even", "uneven", "with nothing"):
             layers = (("local", ROWS),) * store.spec.layers
-            plan = plan_of(store.spec, store.source_hash, layers, SHARES[shares](size), collectives="own", rows=23)
+            plan = plan_of(store, layers, SHARES[shares](size), collectives="own", total=23)
             ready = loaded(machine, store, plan)
             for path in sorted((GOLDEN / case).glob("expected*.npz")):
                 names = ("last_hidden_state", "logits")
@@ -205,10 +182,8 @@ TILES = {  # per tile, the shares of the ranks in it
 def test_own_exchanges_and_tiles(machine, folder, case, layout, tiles):
     store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size
     for shares in ("uneven", "all on the last") if tiles == "one tile" else ("uneven",):
-        plan = plan_of(
-            store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](size),
-            reduction="reduce_scatter", collectives="own", tiles=TILES[tiles](size), rows=23,
-        )  # fmt: skip
+        own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES[tiles](size), "total": 23}
+        plan = plan_of(store, layout, SHARES[shares](size), **own)
         ready = loaded(machine, store, plan)
         for path in sorted((GOLDEN / case).glob("expected*.npz")):
             names = ("last_hidden_state", "logits") if path.stem == "expected_holes" else ("last_hidden_state", "pooler_output", "logits")
@@ -218,8 +193,8 @@ def test_own_exchanges_and_tiles(machine, folder, case, layout, tiles):
 def test_steps_are_computed_in_their_order(machine, folder):
     """A later tile that went first, since an exchange was late, made all wait who wanted what is between: 1.6 times as long on 4 boards."""
     store, size, order = opened(folder, "bert", machine.world.rank, machine.world), machine.world.size, []
-    plan = plan_of(store.spec, store.source_hash, (("alltoall", ROWS),) * store.spec.layers, SHARES["uneven"](size),
-                   reduction="reduce_scatter", collectives="own", tiles=TILES["two tiles"](size), rows=23)  # fmt: skip
+    own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES["two tiles"](size), "total": 23}
+    plan = plan_of(store, ("alltoall", ROWS), SHARES["uneven"](size), **own)
     engine = loaded(machine, store, plan).engine
     compute = engine._compute
 
@@ -244,10 +219,8 @@ def test_steps_are_computed_in_their_order(machine, folder):
 def test_a_short_wire_rounds(machine, folder, case, wire, most, layout):
     """Shorter numbers between layers cost accuracy, of the order of their 11 or 7 bits and no more."""
     store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size
-    plan = plan_of(
-        store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), reduction="reduce_scatter", collectives="own",
-        wire=wire, tiles=TILES["two tiles"](size), rows=23,
-    )  # fmt: skip
+    own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES["two tiles"](size), "total": 23}
+    plan = plan_of(store, layout, SHARES["uneven"](size), wire=wire, **own)
     path = next((GOLDEN / case).glob("expected*.npz"))
     ready = loaded(machine, store, plan)
     check(ready, path, names=("last_hidden_state",), tolerance=TOLERANCE if size == 1 else most)
@@ -257,10 +230,8 @@ def test_a_short_wire_rounds(machine, folder, case, wire, most, layout):
 @pytest.mark.parametrize("case", ["bert", "vit"])
 def test_own_exchanges_in_mixed_layers(machine, folder, case, layers):
     store, size = opened(folder, case, machine.world.rank, machine.world), machine.world.size
-    plan = plan_of(
-        store.spec, store.source_hash, layers, SHARES["uneven"](size), reduction="reduce_scatter", collectives="own",
-        tiles=TILES["two tiles"](size), rows=23,
-    )  # fmt: skip
+    own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES["two tiles"](size), "total": 23}
+    plan = plan_of(store, layers, SHARES["uneven"](size), **own)
     compare(machine, store, plan, next((GOLDEN / case).glob("expected*.npz")))
 
 
@@ -271,7 +242,7 @@ def test_mixed_layers_and_modes(machine, folder, case, mode, reduction):
     store = opened(folder, case, machine.world.rank, machine.world)
     shares = SHARES["uneven"](machine.world.size)
     for layers in ([LAYOUTS[3], LAYOUTS[1], LAYOUTS[0]], [LAYOUTS[0], LAYOUTS[3], LAYOUTS[2]], [LAYOUTS[2], LAYOUTS[0], LAYOUTS[0]]):
-        plan = plan_of(store.spec, store.source_hash, layers, shares, mode, reduction)
+        plan = plan_of(store, layers, shares, mode=mode, reduction=reduction)
         compare(machine, store, plan, next((GOLDEN / case).glob("expected*.npz")))
 
 
@@ -280,17 +251,7 @@ def test_heads_columns_and_rows_of_different_shares(machine, folder):
     store, size = opened(folder, "bert", machine.world.rank, machine.world), machine.world.size
     for layers in ([LAYOUTS[0]] * 3, [LAYOUTS[1], LAYOUTS[2], LAYOUTS[0]]):
         one, other = (tuple(int(rank % 2 == odd or size == 1) for rank in range(size)) for odd in (0, 1))
-        base = plan_of(store.spec, store.source_hash, layers, (1,) * size)
-        plan = Plan(
-            base.model,
-            base.source_hash,
-            base.layers,
-            splits.split(7, one),
-            splits.split(101, other),
-            splits.split(9, one),
-            base.hosts,
-            base.weights_mode,
-        )
+        plan = plan_of(store, layers, one, other, one)
         compare(machine, store, plan, GOLDEN / "bert" / "expected_padded.npz")
 
 
@@ -302,7 +263,7 @@ def test_heads_columns_and_rows_of_different_shares(machine, folder):
 )  # fmt: skip
 def test_every_head_and_source(machine, folder, case, layout):
     store = opened(folder, case, machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    plan = plan_of(store, layout, SHARES["uneven"](machine.world.size))
     compare(machine, store, plan, GOLDEN / case / "expected.npz")
 
 
@@ -322,21 +283,21 @@ def test_other_layers_in_every_strategy_and_in_mixes(machine, folder, case):
     for number, (layers, more) in enumerate(ways):
         shares = SHARES[list(SHARES)[number % 3]](world.size)
         layers = (tuple(layers) * store.spec.layers)[: store.spec.layers]
-        compare(machine, store, plan_of(store.spec, store.source_hash, layers, shares, rows=39, **more), GOLDEN / case / "expected.npz")
+        compare(machine, store, plan_of(store, layers, shares, total=39, **more), GOLDEN / case / "expected.npz")
 
 
 @pytest.mark.parametrize("batch_rows", [1, 14, 1000])
 def test_batching_changes_nothing(machine, folder, batch_rows):
     store = opened(folder, "bert", machine.world.rank, machine.world)
     for layout in LAYOUTS:
-        plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
+        plan = plan_of(store, layout, SHARES["uneven"](machine.world.size))
         compare(machine, store, plan, GOLDEN / "bert" / "expected_padded.npz", batch_rows)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
 def test_same_bits_in_every_run(machine, folder, layout):
     store = opened(folder, "bert", machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES["uneven"](machine.world.size))
+    plan = plan_of(store, layout, SHARES["uneven"](machine.world.size))
     runs = [answered(loading.load(machine, store, plan, None, {}), GOLDEN / "bert" / "expected_128.npz")[1] for _ in range(3)]
     if machine.world.rank == 0:
         first, *others = [run[0]["last_hidden_state"].tobytes() for run in runs]
@@ -353,7 +314,7 @@ def test_random_models_against_the_oracle(machine, folder, case, tmp_path):
         own = {"reduction": "reduce_scatter", "collectives": "own"}
         ways += [(("alltoall", COLUMNS), own), (("recompute", ROWS), own | {"tiles": ((1,) * size, (2,) * size)})]
     for layout, more in ways:
-        plan = plan_of(spec, store.source_hash, (layout,) * spec.layers, SHARES["even"](size), rows=13, **more)
+        plan = plan_of(store, layout, SHARES["even"](size), total=13, **more)
         ready = loaded(machine, store, plan)
         lengths = (5, 1, 7)
         embedded = np.random.default_rng(3).standard_normal((13, spec.hidden), dtype=np.float32)
@@ -368,7 +329,7 @@ def test_requests_of_many_lengths_are_prepared_once(machine, folder, monkeypatch
     prepared, prepare = [], engine.Engine._prepare
     monkeypatch.setattr(engine.Engine, "_prepare", lambda self, *shape: prepared.append(shape[0]) or prepare(self, *shape))
     store, weights = opened(folder, "relative", rank, machine.world), dict(odd_model("relative").weights())
-    ready = loaded(machine, store, plan_of(store.spec, store.source_hash, ((HEADS, ROWS),) * 3, SHARES["even"](size), rows=13))
+    ready = loaded(machine, store, plan_of(store, (HEADS, ROWS), SHARES["even"](size), total=13))
     warm, lengths = len(prepared), range(4, 24)
     for length in (max(lengths), *lengths, *lengths):  # the largest first: buffers are made for it
         x = np.random.default_rng(length).standard_normal((length, store.spec.hidden), dtype=np.float32)
@@ -383,7 +344,7 @@ def test_shapes_with_large_masks_are_prepared_again(machine, folder, monkeypatch
     rank, size = machine.world.rank, machine.world.size
     monkeypatch.setattr(engine, "ASKED_BYTES", 1000 * (rank + 1))
     store, weights = opened(folder, "relative", rank, machine.world), dict(odd_model("relative").weights())
-    plan = plan_of(store.spec, store.source_hash, ((HEADS, ROWS),) * 3, SHARES["even"](size), rows=13)
+    plan = plan_of(store, (HEADS, ROWS), SHARES["even"](size), total=13)
     ready = loaded(machine, store, plan)
     for lengths in ((5, 1, 7), (9,), (3, 3), (9,), (5, 1, 7)):
         x = np.random.default_rng(sum(lengths)).standard_normal((sum(lengths), store.spec.hidden), dtype=np.float32)
@@ -397,7 +358,7 @@ def test_rank_files_hold_what_a_rank_needs(machine, folder):
     world = machine.world
     whole = opened(folder, "bert", world.rank, world)
     for number, layout in enumerate(LAYOUTS):
-        plan = plan_of(whole.spec, whole.source_hash, (layout,) * 3, SHARES["uneven"](world.size))
+        plan = plan_of(whole, layout, SHARES["uneven"](world.size))
         parts = folder / f"parts{number}"
         if world.rank == 0:
             for rank in range(world.size):
@@ -410,7 +371,7 @@ def test_loading_reads_only_the_own_slices(machine, folder):
     """Bytes that verify() reads by pread are the rank's slices and nothing else, by the kernel's own count; and of each part what describes
     it and its checksums, by 512 bytes: HDF5 keeps little of that, also where another test has looked at all."""
     store = opened(folder, "bert", machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (LAYOUTS[0],) * 3, SHARES["uneven"](machine.world.size))
+    plan = plan_of(store, LAYOUTS[0], SHARES["uneven"](machine.world.size))
     slices = Part(store.spec, plan, machine.world.rank).slices
     own, parts = sum(piece.bytes for piece in slices), sum(len(piece.parts) for piece in slices)
     opened(folder, "bert", machine.world.rank, machine.world)
@@ -437,8 +398,7 @@ def test_embeddings_of_a_decoder(machine, folder, case, layout, shares):
     path = folder / f"{case}.txt"
     if machine.world.rank == 0:
         path.write_text("\n".join(wanted["texts"]) + "\n")
-    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[shares](machine.world.size), collectives="own",
-                   reduction="reduce_scatter")  # fmt: skip
+    plan = plan_of(store, layout, SHARES[shares](machine.world.size), collectives="own", reduction="reduce_scatter")
     ready = loaded(machine, store, plan)
     for batch_rows in (1 << 20, 32):
         requests, results = answered(ready, path, batch_rows)

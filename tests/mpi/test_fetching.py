@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_answers import GOLDEN, SHARES, compare, opened, plan_of
+from made_plans import plan_of
+from test_answers import GOLDEN, SHARES, compare, opened
 
 from hepti_mpi.engine import fetching
 from hepti_mpi.errors import HeptiError
@@ -31,7 +32,7 @@ def test_what_a_rank_lacks_is_sent_once(machine, folder, first, monkeypatch):
     assert isinstance(store, CachedStore) == (world.rank not in holders) and store.spec == whole.spec
     sent = []
     for layout, shares in ((("heads", "columns"), "uneven"), (("heads", "columns"), "even"), (("rows", "columns"), "uneven")):
-        plan = plan_of(whole.spec, whole.source_hash, (layout,) * 3, SHARES[shares](world.size))
+        plan = plan_of(whole, layout, SHARES[shares](world.size))
         sent.append(fetching.fetch(machine, store, needs(store, plan, world.rank)))
         assert fetching.fetch(machine, store, needs(store, plan, world.rank)) == 0
         for piece in needs(store, plan, world.rank):
@@ -48,7 +49,7 @@ def test_what_a_rank_lacks_is_sent_once(machine, folder, first, monkeypatch):
 def test_what_was_damaged_is_sent_again(machine, folder):
     world = machine.world
     whole, store = start(machine, folder, [0])
-    plan = plan_of(whole.spec, whole.source_hash, (("rows", "rows"),) * 3, SHARES["even"](world.size))
+    plan = plan_of(whole, ("rows", "rows"), SHARES["even"](world.size))
     fetching.fetch(machine, store, needs(store, plan, world.rank))
     if isinstance(store, CachedStore):
         region = store.region(needs(store, plan, world.rank)[-1])

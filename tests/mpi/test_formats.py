@@ -5,7 +5,8 @@ from functools import cache
 
 import numpy as np
 import pytest
-from test_answers import COLUMNS, HEADS, ROWS, SHARES, loaded, made_in, plan_of
+from made_plans import plan_of
+from test_answers import COLUMNS, HEADS, ROWS, SHARES, loaded, made_in
 
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.alone import last_hidden_state
@@ -69,7 +70,7 @@ def test_ranks_answer_as_one_does(machine, folder, embedded, of_one, name, layou
     store, exact = opened(folder, name, world), opened(folder, "f32", world)
     own = {"reduction": "reduce_scatter", "collectives": "own"} if layout[0] == "alltoall" else {}
     for shares in ("uneven", "with nothing"):
-        plan = plan_of(store.spec, store.source_hash, (layout,) * 3, SHARES[shares](world.size), rows=sum(LENGTHS), **own)
+        plan = plan_of(store, layout, SHARES[shares](world.size), total=sum(LENGTHS), **own)
         ready = loaded(machine, store, plan)
         found = ready.engine.run(LENGTHS, embedded if world.rank == 0 else None)
         if found is None:
@@ -88,7 +89,7 @@ def test_where_rows_are_cut_changes_no_bit(machine, folder, embedded, of_one, la
     alone = of_one(store) if machine.world.rank == 0 else None
     own = {"reduction": "reduce_scatter", "collectives": "own"} if layout[0] == "alltoall" else {}
     for shares in (SHARES["even"](ranks), (rows - ranks + 1, *(1,) * (ranks - 1)), (*(1,) * (ranks - 1), rows - ranks + 1)):
-        plan = plan_of(store.spec, store.source_hash, (layout,) * 3, shares, rows=rows, **own)
+        plan = plan_of(store, layout, shares, total=rows, **own)
         ready = loaded(machine, store, plan)
         found = ready.engine.run(LENGTHS, embedded if machine.world.rank == 0 else None)
         if found is not None:
@@ -120,7 +121,7 @@ def test_a_bench_measures_formats_of_one_checkpoint_in_turns(machine, folder):
     assert 0 <= every[2].accuracy.error < every[1].accuracy.error < 1e-3
     samples = []
     for one in every:
-        plan = plan_of(one.store.spec, one.store.source_hash, ((HEADS, COLUMNS),) * 3, SHARES["uneven"](world.size), rows=26)
+        plan = plan_of(one.store, (HEADS, COLUMNS), SHARES["uneven"](world.size), total=26)
         ready = loading.load(machine, one.store, plan, None, {})
         samples.append(benches.Samples(ready.part, ready.engine, None))
     benches.answer(machine, samples, 26, 2, lambda rounds: None)

@@ -10,9 +10,9 @@ import pytest
 from clusters import cluster
 from decoders import CASES, GOLDEN, LENGTHS, LONG, LONG_LENGTHS, values, write_folder
 from decoders import expected as expected_of
+from made_plans import plan_of
 from test_answers import made_in
 
-from hepti_mpi import splits
 from hepti_mpi.comm.mail import Mail
 from hepti_mpi.engine import caching, fetching, orders, pages, words
 from hepti_mpi.engine import decoder as decoders
@@ -88,11 +88,7 @@ def divided(machine, store, shares):
 
 
 def divided_by(store, ranks, shares=None):
-    spec, shares = store.spec, shares or tuple(range(1, ranks + 1))
-    heads, columns = splits.split(spec.heads, shares, spec.head_granule), splits.split(spec.ffn, shares, spec.column_granule)
-    rows = splits.split(1, shares)
-    return Plan(spec.name, store.source_hash, (("heads", "columns"),) * spec.layers, heads, columns, rows, ("here",) * ranks,
-                ("packed",) * ranks)  # fmt: skip
+    return plan_of(store, ("heads", "columns"), shares or tuple(range(1, ranks + 1)), total=1)
 
 
 def loaded(machine, store, shares, slots, cache="float32"):
@@ -282,9 +278,7 @@ def staged(store, counts, ranks=None):
     stages, first = [], 0
     for rank, count in zip(ranks or range(len(counts)), counts):
         if count:
-            layers = (("local", "rows"),) * count
-            plan = Plan(store.spec.name, store.source_hash, layers, (0,), (0,), (1,), ("here",), ("packed",), first=first)
-            stages.append(Stage((rank,), plan))
+            stages.append(Stage((rank,), Plan.lone(store.spec, store.source_hash, numbers=range(first, first + count))))
             first += count
     return Placement((Team(tuple(stages)),))
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_answers import LAYOUTS, SHARES, desk_of, loaded, made_in, plan_of
+from made_plans import plan_of
+from test_answers import LAYOUTS, SHARES, desk_of, loaded, made_in
 
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.serving.loop import answer
@@ -32,7 +33,7 @@ def store(machine, folder):
 @pytest.mark.parametrize("layout", LAYOUTS, ids="/".join)
 def test_embeddings_of_real_sentences(machine, folder, store, layout):
     golden, source = json.loads(GOLDEN.read_text()), folder / "texts.jsonl"
-    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](machine.world.size))
+    plan = plan_of(store, layout, SHARES["uneven"](machine.world.size))
     ready = loaded(machine, store, plan)
     if machine.world.rank == 0:
         source.write_text("".join(json.dumps({"text": text}) + "\n" for text in golden["texts"]))

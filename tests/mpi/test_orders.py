@@ -7,7 +7,8 @@ from itertools import product
 
 import numpy as np
 import pytest
-from test_answers import GOLDEN, SHARES, desk_of, loaded, opened, plan_of
+from made_plans import plan_of
+from test_answers import GOLDEN, SHARES, desk_of, loaded, opened
 
 from hepti_mpi.cluster import links
 from hepti_mpi.comm.control import SHORT_BYTES
@@ -152,7 +153,7 @@ def test_plans_change_between_batches(machine, folder, shares):
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     own = {"reduction": "reduce_scatter", "collectives": "own"}
     layouts = (("alltoall", "rows"), ("heads", "columns"), ("rows", "rows"))
-    made = [plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES[share](world.size), rows=40, **own)
+    made = [plan_of(store, layout, SHARES[share](world.size), total=40, **own)
             for layout in layouts for share in shares]  # fmt: skip
     results, source = [], GOLDEN / "bert" / "expected_padded.npz"
     for watch in (Steady(), Restless(made, world.size)):
@@ -180,7 +181,7 @@ def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder
     """What int8 changes is measured again after each switch: the record has the last one's error, and what is too much is not used."""
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
     own = {"reduction": "reduce_scatter", "collectives": "own"}
-    made = [replace(plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["even"](world.size), rows=40, **own),
+    made = [replace(plan_of(store, layout, SHARES["even"](world.size), total=40, **own),
                     wire="int8") for layout in (("alltoall", "rows"), ("heads", "columns"))]  # fmt: skip
     exact = loaded(machine, store, replace(made[0], wire="float32"))
     errors = [loading.wire_error(loading.swap(exact, plan), 40) for plan in made]
@@ -217,7 +218,7 @@ def test_requests_may_come_while_others_are_answered(machine, folder, monkeypatc
     monkeypatch.setattr(loop, "REST_SECONDS", beat)
     monkeypatch.setattr(loop, "BEAT_SECONDS", beat)
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
+    plan = plan_of(store, ("rows", "rows"), SHARES["uneven"](world.size), total=40)
     results = []
     for arriving in (False, True):
         ready = loaded(machine, store, plan)
@@ -234,7 +235,7 @@ def test_requests_may_come_while_others_are_answered(machine, folder, monkeypatc
 
 def test_a_plan_is_the_same_after_its_journey():
     spec = random_model("tiny-bert").spec
-    plan = replace(plan_of(spec, "x", (("heads", "rows"),) * spec.layers, SHARES["even"](3), rows=40), predicted_seconds=0.5)
+    plan = replace(plan_of(spec, ("heads", "rows"), SHARES["even"](3), total=40), predicted_seconds=0.5)
     assert plans.from_json(plan.to_json()) == plan
 
 
@@ -242,7 +243,7 @@ def test_a_plan_is_the_same_after_its_journey():
 def test_a_short_first_batch_is_answered_before_it_counts(machine, folder, monkeypatch, predicted, more):
     """So that it is not cold; nothing of that is noted, and a long one is not made to wait."""
     world, store = machine.world, opened(folder, "bert", machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (("rows", "rows"),) * store.spec.layers, SHARES["uneven"](world.size), rows=40)
+    plan = plan_of(store, ("rows", "rows"), SHARES["uneven"](world.size), total=40)
     ready = loaded(machine, store, replace(plan, predicted_seconds=predicted))
     ran, run = [], ready.engine.run
     monkeypatch.setattr(ready.engine, "run", lambda lengths, embedded: (ran.append(tuple(lengths)), run(lengths, embedded))[1])

@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from test_answers import HEADS, SHARES, TILES, loaded, opened, plan_of
+from made_plans import plan_of
+from test_answers import HEADS, SHARES, TILES, loaded, opened
 
 PATIENCE = 120.0  # seconds
 
@@ -12,7 +13,7 @@ def test_rows_are_handed_on_by_a_rank_that_computes(machine, folder, monkeypatch
     """Rows of the second tile come from rank 0 and go to all: nobody ends its first computation before all have them."""
     store, size = opened(folder, "tiny-bert", machine.world.rank, machine.world), machine.world.size
     plan = plan_of(
-        store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), rows=23, reduction="reduce_scatter",
+        store, layout, SHARES["uneven"](size), total=23, reduction="reduce_scatter",
         collectives="own", tiles=TILES["two tiles"](size),
     )  # fmt: skip
     engine = loaded(machine, store, plan).engine

@@ -6,7 +6,8 @@ from functools import cache, partial
 import numpy as np
 import pytest
 from clusters import cluster
-from test_answers import SHARES, loaded, opened, plan_of, segments_of
+from made_plans import plan_of
+from test_answers import SHARES, loaded, opened, segments_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.planning import methods
@@ -56,7 +57,7 @@ def test_the_error_of_a_short_wire_is_told_to_all(machine, folder, wire, most):
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
     layers = (("alltoall", "rows"),) * store.spec.layers
     shares, own = SHARES["uneven"](world.size), {"reduction": "reduce_scatter", "collectives": "own"}
-    plan = plan_of(store.spec, store.source_hash, layers, shares, rows=ROWS, **own)
+    plan = plan_of(store, layers, shares, total=ROWS, **own)
     ready = loaded(machine, store, replace(plan, wire=wire))
     error = loading.wire_error(ready, ROWS)
     assert world.gather_all(error) == [error] * world.size
@@ -73,7 +74,7 @@ def test_the_error_of_a_short_wire_is_told_to_all(machine, folder, wire, most):
 def test_a_short_type_travels_in_as_many_layers_as_change_no_more(machine, folder, part):
     """Of the layers that have a longer one, no other one can have it; and so it says the next time that it is asked."""
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
-    plan = plan_of(store.spec, store.source_hash, (("heads", "columns"),) * store.spec.layers, SHARES["uneven"](world.size), rows=ROWS,
+    plan = plan_of(store, ("heads", "columns"), SHARES["uneven"](world.size), total=ROWS,
                    reduction="reduce_scatter", collectives="own", wire="int8")  # fmt: skip
     ready = loaded(machine, store, plan)
     error = loading.wire_error(ready, ROWS)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_answers import HEADS, ROWS, SHARES, TILES, opened, plan_of
+from made_plans import plan_of
+from test_answers import HEADS, ROWS, SHARES, TILES, opened
 
 from hepti_mpi.engine import loading
 
@@ -26,7 +27,7 @@ def resident_bytes() -> int:
 def test_nothing_grows(machine, folder, layout, collectives):
     store, size = opened(folder, "tiny-bert", machine.world.rank, machine.world), machine.world.size
     own = {"reduction": "reduce_scatter", "collectives": "own", "tiles": TILES["two tiles"](size)} if collectives == "own" else {}
-    plan = plan_of(store.spec, store.source_hash, (layout,) * store.spec.layers, SHARES["uneven"](size), rows=23, **own)
+    plan = plan_of(store, layout, SHARES["uneven"](size), total=23, **own)
     engine = loading.load(machine, store, plan, None, {}).engine
     embedded = np.random.default_rng(3).standard_normal((23, store.spec.hidden), np.float32) if machine.world.rank == 0 else None
 

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from test_answers import COLUMNS, GOLDEN, HEADS, ROWS, check_results, desk_of, opened, plan_of, segments_of
+from made_plans import plan_of
+from test_answers import COLUMNS, GOLDEN, HEADS, ROWS, check_results, desk_of, opened, segments_of
 
 from hepti_mpi import splits
 from hepti_mpi.comm.mail import IDLE_LOOK_SECONDS, LOOK_SECONDS, Mail
@@ -17,7 +18,7 @@ OWN = {"collectives": "own", "reduction": "reduce_scatter"}
 
 
 def stage(store, members, first, count, layout=(HEADS, COLUMNS), rows=9):
-    plan = plan_of(store.spec, store.source_hash, (layout,) * count, (1,) * len(members), first=first, rows=rows, **OWN)
+    plan = plan_of(store, (layout,) * count, (1,) * len(members), first=first, total=rows, **OWN)
     return Stage(tuple(members), plan)
 
 
