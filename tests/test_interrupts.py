@@ -10,7 +10,7 @@ import pytest
 from hepti_mpi.__main__ import _tell_error
 from hepti_mpi.comm import interrupts, launcher
 from hepti_mpi.comm.channel import STATE
-from hepti_mpi.comm.lastword import BYTES, LastWord
+from hepti_mpi.comm.lastword import BEGUN, BYTES, LastWord
 
 NAMED = r"""
 import time
@@ -166,6 +166,16 @@ def test_a_rank_that_the_system_ended_for_want_of_memory(before, words, said, mo
 def test_the_bare_word(said):
     interrupts.speak()
     assert said == ["interrupted"]
+
+
+def test_a_rank_that_is_killed_before_it_has_said_why_leaves_the_word(said, monkeypatch):
+    """It looks for the reason, which takes longer on a busy machine than mpirun leaves it: nothing at all was said."""
+    last, seen = interrupts._last[0], []
+    monkeypatch.setattr(interrupts, "_tell", lambda sentence: seen.append(last.begun))
+    interrupts.speak()
+    assert seen == [True] and not last.begun and not last.taken()
+    last._page[BYTES : BYTES + 1] = BEGUN
+    assert last.begun and last.noted(interrupts.PRESSED) == "interrupted" and last.reason() == ""
 
 
 @pytest.mark.parametrize("kept, noted", [

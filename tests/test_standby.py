@@ -50,7 +50,7 @@ import os, signal, sys
 from hepti_mpi.comm import standby
 os.setpgid(0, 0)
 kept = os.dup(1)
-standby.stand_by(os.getppid(), False, lambda: os.write(kept, b"it is no more"), {kept})
+standby.stand_by(os.getppid(), False, lambda pressed: os.write(kept, b"it is no more" + b", pressed" * pressed), {kept})
 """
 ENDS = """
 end = sys.stdin.readline()
@@ -59,14 +59,16 @@ if end == "killed":
 if end == "hung up":
     os.killpg(os.getpgid(os.getppid()), signal.SIGHUP)
     signal.pause()
+if end == "pressed":
+    os.killpg(os.getpgid(os.getppid()), signal.SIGINT)
 """
 
 
-@pytest.mark.parametrize("end", ["killed", "hung up", "well"])
+@pytest.mark.parametrize("end", ["killed", "hung up", "well", "pressed"])
 def test_a_process_stands_by_until_its_rank_is_no_more(end):
     words = [sys.executable, "-c", LAUNCHER, SHORT + STANDS + ENDS]
     launcher = subprocess.run(words, input=end, capture_output=True, text=True, start_new_session=True, timeout=60)
-    assert launcher.stdout == "it is no more", launcher
+    assert launcher.stdout == "it is no more" + ", pressed" * (end == "pressed"), launcher
 
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="needs Linux 5.3")

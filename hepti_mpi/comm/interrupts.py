@@ -14,7 +14,7 @@ from importlib.machinery import ExtensionFileLoader
 from typing import Any
 
 from hepti_mpi.comm.channel import state_path
-from hepti_mpi.comm.lastword import KEPT, LastWord, hand_on, joined
+from hepti_mpi.comm.lastword import BEGUN, DONE, KEPT, SPOKEN, LastWord, hand_on, joined
 from hepti_mpi.comm.launcher import PARENT, first_rank, has_ranks_elsewhere, host_name, mpirun_is_here, past_launcher, rank_is_gone
 from hepti_mpi.comm.standby import stand_by
 from hepti_mpi.comm.starved import starved
@@ -22,6 +22,7 @@ from hepti_mpi.wording import counted
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_CODE = 130
+PRESSED = "interrupted"
 LOST = "a rank was lost"  # this one or another, whose end MPI may make that of all; mpirun says which, as far as it knows
 AGAIN_SECONDS = 0.01
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
@@ -53,9 +54,9 @@ def listen(tell: Callable[[str], object] | None, tell_last: Callable[[str], obje
     last = LastWord(_somebody_else if state_path() else str)
     _last[:] = [last]
 
-    def speak() -> None:
-        if last.taken():
-            tell_last(last.noted(_for_memory(LOST)))
+    def speak(pressed: bool) -> None:
+        if last.begun or last.taken():
+            tell_last(last.noted(PRESSED if pressed else f"{PRESSED}, or a rank ended" if last.begun else _for_memory(LOST)))
 
     beyond = past_launcher() if tell is not None else None
     if beyond is not None:  # whoever supervises a run hears of its ranks' ends
@@ -112,7 +113,11 @@ def with_left(error: str) -> str:
 
 def told(speaks: bool = False) -> bool:
     """Note that it has been said why this process ends, or need not be; tell whether it had not been noted before. `speaks`: why all do."""
-    return all(last.taken(speaks) for last in _last)
+    return _taken(SPOKEN if speaks else DONE)
+
+
+def _taken(state: bytes) -> bool:
+    return all(last.taken(state) for last in _last)
 
 
 def end_by(end: Callable[[int], object]) -> None:
@@ -144,8 +149,11 @@ def speak(why: str = "") -> bool:
     with _lock:
         if _tell is None:
             return bool(why) and handed_on(why)
-        if told(True) and (said := _said(why)):
-            _tell(said)
+        if _taken(BEGUN):
+            if said := _said(why):
+                _tell(said)
+            for last in _last:
+                last.spoken()
     return True
 
 
@@ -162,7 +170,7 @@ def _said(why: str) -> str | None:
         kept = _last[0].kept() if _last else ""
         return None if kept is None else joined(why, kept)
     except Exception:  # noqa: BLE001  to look for more may fail like all else, and nobody else says even this
-        return why or "interrupted"
+        return why or PRESSED
 
 
 def _why() -> str:
@@ -174,7 +182,7 @@ def _why() -> str:
         return _for_memory("mpirun ended")
     if rank_is_gone():
         return _for_memory("a rank ended")
-    return "interrupted, or a rank on another host ended" if has_ranks_elsewhere() and signal.SIGINT not in _heard else "interrupted"
+    return f"{PRESSED}, or a rank on another host ended" if has_ranks_elsewhere() and signal.SIGINT not in _heard else PRESSED
 
 
 def _for_memory(what: str) -> str:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 BYTES = 1 << 16  # of what is kept, and as many of a reason
 NAME = "hepti-last-word"
-NONE, DONE, SPOKEN = b"\0", b"\1", b"\2"  # in the place of a reason: none is known; there is no last word; it has been said
+NONE, DONE, SPOKEN, BEGUN = b"\0", b"\1", b"\2", b"\3"  # in the place of a reason: none is known; there is no last word; it has been said;
+# or is about to be, by a rank that may be killed before that
 KEPT = Callable[[], str | None]
 
 
@@ -25,16 +26,26 @@ class LastWord:
         self._page = _shared()  # which a process that is forked has too
         self.note()
 
-    def taken(self, speaks: bool = False) -> bool:
-        """Take the word; tell whether nobody had it. `speaks`: whoever takes it says why all end."""
+    def taken(self, state: bytes = DONE) -> bool:
+        """Take the word; tell whether nobody had it. `state`: SPOKEN or BEGUN where whoever takes it says why all end."""
         try:
             if not os.read(self.token, 1):  # whoever had it is no more
                 return False
         except BlockingIOError:
             return False
         if self._page[BYTES : BYTES + 1] == NONE:
-            self._page[BYTES : BYTES + 1] = SPOKEN if speaks else DONE
+            self._page[BYTES : BYTES + 1] = state
         return True
+
+    def spoken(self) -> None:
+        """Note that what was begun has been said."""
+        if self.begun:
+            self._page[BYTES : BYTES + 1] = SPOKEN
+
+    @property
+    def begun(self) -> bool:
+        """Whether somebody was about to say why all end, and has not."""
+        return self._page[BYTES : BYTES + 1] == BEGUN
 
     def note(self) -> None:
         """Note what is kept now, for the process that outlives this one."""
@@ -47,7 +58,7 @@ class LastWord:
 
     def reason(self) -> str:
         """Return why all end, as another rank has handed it on, "" where none has."""
-        return _text(self._page[BYTES:]).strip((DONE + SPOKEN).decode())
+        return _text(self._page[BYTES:]).strip((DONE + SPOKEN + BEGUN).decode())
 
 
 def hand_on(reason: str, process: int) -> bool:

@@ -12,30 +12,39 @@ import signal
 from collections.abc import Callable, Collection
 
 
-def stand_by(launcher: int, passes_on: bool, at_end: Callable[[], object], keep: Collection[int]) -> None:
+def stand_by(launcher: int, passes_on: bool, at_end: Callable[[bool], object], keep: Collection[int]) -> None:
     """Begin to stand by this rank of `launcher`, whose end comes here as SIGTERM, and if `passes_on` a Ctrl-C that it hears as SIGINT. Once
-    this process is no more `at_end` is called in the other one, to which the descriptors `keep` are left. Not where the system does not
-    allow it."""
+    this process is no more `at_end` is called in the other one, to which the descriptors `keep` are left, and told whether Ctrl-C was
+    pressed. Not where the system does not allow it."""
     rank, own, theirs = os.getpid(), os.getpgrp(), os.getpgid(launcher)
     if own == theirs:  # which hears it itself, and is ended like this one
         return
     reading, _ = os.pipe2(os.O_CLOEXEC)  # the other end stays open as long as this process
     if not os.fork():
         try:
-            _stand_by(own if passes_on else None, theirs, {reading, *keep})
+            pressed = _stand_by(own if passes_on else None, theirs, {reading, *keep})
             _end_without(launcher, rank, reading)
             os.read(reading, 1)
-            at_end()
+            at_end(bool(pressed))
         finally:
             os._exit(0)
     os.close(reading)
 
 
-def _stand_by(own: int | None, theirs: int, keep: Collection[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN if own is None else lambda *_: os.killpg(own, signal.SIGINT))
+def _stand_by(own: int | None, theirs: int, keep: Collection[int]) -> list[int]:
+    """Return the signals of Ctrl-C that have come, as they do."""
+    pressed = list[int]()
+
+    def press(number: int, _: object) -> None:
+        pressed.append(number)
+        if own is not None:
+            os.killpg(own, number)
+
+    signal.signal(signal.SIGINT, press)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # of a terminal whose first process was mpirun, and ended: the rank may still be there
     os.setpgid(0, theirs)
     close_all_but(keep)  # mpirun waits until nobody writes to it any more, this process until nobody writes here
+    return pressed
 
 
 def _end_without(launcher: int, rank: int, ended: int) -> None:
