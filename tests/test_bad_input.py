@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,6 +76,23 @@ def refused(result: Ended, *words: str) -> str:
     return told[0]
 
 
+def each_refused(ended: Iterable[tuple[object, Ended, Sequence[str]]]) -> None:
+    """Check that jobs were refused properly, each with the words of its own; all that were not are told at once."""
+    wrong = []
+    for job, result, words in ended:
+        try:
+            refused(result, *words)
+        except AssertionError as error:
+            wrong.append(f"{job}: {error}")
+    assert not wrong, "\n\n".join(wrong)
+
+
+def refused_in_turn(folder: Path, *jobs: tuple[Sequence[object], Sequence[str]]) -> None:
+    """Check that two ranks refuse each of some jobs, one after the other."""
+    results = in_turn(folder, [job for job, _ in jobs], 2)
+    each_refused((job, result, words) for (job, words), result in zip(jobs, results))
+
+
 def all_refused(folder: Path, *cases: Case) -> list[str]:
     """Check that jobs are refused properly; return what each told. The first of a command and number of ranks is a job by itself, the
     others are done by the same ranks in turn. Jobs run side by side: they wait most of the time, for the launcher or for the sentence."""
@@ -90,8 +107,7 @@ def all_refused(folder: Path, *cases: Case) -> list[str]:
         others = [pool.submit(in_turn, folder, [job for job, *_ in some], some[0][2]) for some in together if some]
     results = dict(zip(alone, (one.result() for one in ones)))
     results |= zip((case for some in together for case in some), (one for some in others for one in some.result()))
-    for case in cases:
-        refused(results[case], *case[1])
+    each_refused((case[0], results[case], case[1]) for case in cases)
     return [results[case].stderr for case in cases]
 
 
@@ -137,9 +153,8 @@ def test_a_folder_for_open_mpi_that_cannot_be_made(store, tmp_path, command):
 
 
 def test_missing_store(tmp_path):
-    named, unnamed = in_turn(tmp_path, [["run", "--weights", "no.h5"], ["run"]], 2)
-    refused(named, "no.h5 not found", "hepti_mpi slice")
-    refused(unnamed, "there is no store", "hepti_mpi slice")
+    named, unnamed = ("run", "--weights", "no.h5"), ("run",)
+    refused_in_turn(tmp_path, (named, ("no.h5 not found", "hepti_mpi slice")), (unnamed, ("there is no store", "hepti_mpi slice")))
 
 
 def test_stores_that_are_damaged_or_older_and_what_a_host_cannot_do(store, tmp_path):
@@ -176,9 +191,9 @@ def test_checksum_that_fails_on_one_rank_only(store, planned, tmp_path):
     content = bytearray(part.read_bytes())
     content[offset + 2] ^= 1
     part.write_bytes(content)
-    damaged, missing = in_turn(tmp_path, [["run", "--weights", parts, "--plan", plan] for parts in ("parts", "some")], 3)
-    refused(damaged, "(rank 2)", "checksum")
-    refused(missing, "(rank 2)", "rank02.h5 not found")
+    folders = {"parts": "checksum", "some": "rank02.h5 not found"}
+    results = in_turn(tmp_path, [["run", "--weights", parts, "--plan", plan] for parts in folders], 3)
+    each_refused((parts, result, ("(rank 2)", said)) for (parts, said), result in zip(folders.items(), results))
 
 
 def test_plan_of_another_model_or_rank_count(store, planned, tmp_path):
@@ -219,9 +234,8 @@ def test_a_profile_that_cannot_be_kept(store, tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
     outputs = {"folder": f"{tmp_path / 'folder'} is a folder; name a file", "file/p.json": f"{tmp_path / 'file'} is no folder"}
-    jobs = [["profile", "--weights", store, "--output", tmp_path / output] for output in outputs]
-    for said, result in zip(outputs.values(), in_turn(tmp_path, jobs, 2)):
-        refused(result, said)
+    jobs = ((("profile", "--weights", store, "--output", tmp_path / output), (said,)) for output, said in outputs.items())
+    refused_in_turn(tmp_path, *jobs)
 
 
 def test_heads_of_which_no_cache_is_kept(tmp_path):
@@ -284,9 +298,9 @@ def test_standard_input_under_mpirun(store, tmp_path):
 
 
 def test_boards_that_can_not_be_emulated(store, tmp_path):
-    jobs = [["run", "--weights", store, "--emulate", "2,3,4"], ["bench", "--weights", store, "--emulate", "2"]]
-    for said, result in zip(("3 entries", "1 entry"), in_turn(tmp_path, jobs, 2)):
-        refused(result, f"--emulate has {said}, the job has 2 ranks")
+    jobs = (("run", "2,3,4", "3 entries"), ("bench", "2", "1 entry"))
+    refused_in_turn(tmp_path, *(((command, "--weights", store, "--emulate", boards), (f"--emulate has {said}, the job has 2 ranks",))
+                                for command, boards, said in jobs))  # fmt: skip
     assert not list(tmp_path.rglob("*.profile.json"))
 
 
@@ -324,9 +338,11 @@ def test_emulated_boards_and_the_division_of_others(store, tmp_path):
 
 
 def test_options_that_do_not_go_together_are_told_once(store, tmp_path):
-    jobs = [["run", "--weights", store, "--boost"], ["bench", "--weights", store, "--methods", "fly"]]
-    for said, result in zip(("--boost is for the other systems' strategies", "there is no method 'fly'"), in_turn(tmp_path, jobs, 2)):
-        refused(result, said)
+    refused_in_turn(
+        tmp_path,
+        (("run", "--weights", store, "--boost"), ("--boost is for the other systems' strategies",)),
+        (("bench", "--weights", store, "--methods", "fly"), ("there is no method 'fly'",)),
+    )
 
 
 def test_a_bench_of_bad_input(store, tmp_path):
@@ -336,9 +352,8 @@ def test_a_bench_of_bad_input(store, tmp_path):
             [*words, "--methods", "voltage,single", "--memory-limit", "1k"],
             [*words, "--methods", "megatron,single", "--memory-limit", "250k", "--output", "r.jsonl"]]  # fmt: skip
     unkept, limited, none, result = in_turn(tmp_path, jobs, 2)
-    refused(unkept, "no/r.jsonl")
-    refused(limited, "--memory-limit has 3 entries, the job has 2 ranks")
-    refused(none, "voltage", "lacks", "bytes")
+    said = ("no/r.jsonl",), ("--memory-limit has 3 entries, the job has 2 ranks",), ("voltage", "lacks", "bytes")
+    each_refused(zip(jobs, (unkept, limited, none), said))
     assert result.returncode == 0, result.stderr
     assert any(line.startswith("single does not fit: rank") for line in result.stdout.splitlines()), result.stdout
     last = json.loads(result.stdout.splitlines()[-1])

@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,18 +33,27 @@ from hepti_mpi.serving.streams import Grown
 
 WORDS = [*SPECIALS, "zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "end"]
 END = WORDS.index("end")
-remote.IDLE_SECONDS = remote.ALIVE_SECONDS = 1e6  # a thread of a test may outlive it, and must tell nobody how it is
+remote.IDLE_SECONDS = remote.ALIVE_SECONDS = 1e6  # the thread that tells how it is outlives its test, and must tell nobody
 SOURCE = "0123"
 READY = {"rows_per_second": 1, "plan": {"hosts": ["here"]}, "batches": 2, "slots": 1, "positions": 64}
 
 
+class Over(Exception):
+    """The test is over."""
+
+
 class Counting:
-    """Ranks whose next token is always the one after the last, from zero to nine and then the end; `slow`: seconds of a step."""
+    """Ranks whose next token is always the one after the last, from zero to nine and then the end; `slow`: seconds of a step; `over`:
+    whether they end at the next one, whatever is left."""
 
     slots, positions, sure = 3, 64, 20
 
     def __init__(self, slow=0.0):
-        self.slow, self.steps = slow, 0
+        self.slow, self.steps, self.over = slow, 0, threading.Event()
+
+    def wait(self, seconds):
+        if self.over.wait(seconds):
+            raise Over
 
     def _scores(self, token):
         logits = np.zeros(len(WORDS), np.float32)
@@ -55,7 +64,7 @@ class Counting:
         return self._scores(ids[-1])
 
     def decode(self, rows, *how):
-        time.sleep(self.slow)
+        self.wait(self.slow)
         self.steps += 1
         return [self._scores(token) for _, token, _ in rows]
 
@@ -63,23 +72,39 @@ class Counting:
         """What follows a token is not by what is in the slot."""
 
     def check(self, slot, ids, *how):
-        time.sleep(self.slow)
+        self.wait(self.slow)
         self.steps += 1
         return [self._scores(token) for token in ids]
 
 
 class Rank:
-    """Rank 0 with such ranks."""
+    """Rank 0 with such ranks; it ends with the test, since it would print in others that follow. `every`: those that have not ended."""
+
+    every = []
 
     def __init__(self, own, slow=0.0, generator=None):
-        self.counting = Counting(slow)
+        self.own, self.counting = own, Counting(slow)
         self.generator, self.remote = generator or Generator(self.counting, [END]), Remote(own.address())
         self.stepper = self.generator.stepper
         starts = own.starts
         self.remote.ready(SOURCE, 8, READY | {"rows_per_second": 100, "slots": 3})
-        self.thread = threading.Thread(target=generating.lead, args=(self.generator, self.remote, lambda: None), daemon=True)
+        self.thread = threading.Thread(target=self.lead, daemon=True)
         self.thread.start()
+        self.every.append(self)
         until(lambda: own.starts > starts)
+
+    def lead(self):
+        with suppress(Over):
+            generating.lead(self.generator, self.remote, lambda: None)
+
+    @classmethod
+    def end(cls, own):
+        for rank in [rank for rank in cls.every if rank.own is own]:
+            rank.stepper.over.set()
+            sockets.shut(rank.remote.connection)
+            rank.thread.join(120)
+            assert not rank.thread.is_alive()
+            cls.every.remove(rank)
 
 
 def until(condition):
@@ -111,6 +136,7 @@ def own():
     yield made
     made.end()
     made.fail(ServiceError("over"))
+    Rank.end(made)
 
 
 def test_an_answer_grows_to_its_end(own):
@@ -197,7 +223,7 @@ class Poisoned(Generator):
 
     def step(self):
         if self.lost:
-            time.sleep(0.1)  # its thread goes round beside all tests that follow
+            self.stepper.wait(0.1)  # the job that it is lost with ends later
         return [] if self.lost else super().step()
 
 
@@ -297,6 +323,7 @@ def served(status, details, slow=0.02, keys=(), origins=()):
     made.end()
     own.end()
     thread.join(120)
+    Rank.end(own)
 
 
 @pytest.fixture(scope="module")
@@ -339,10 +366,10 @@ def test_who_waits_when_there_is_no_time_left_is_told_so(monkeypatch):
         time.sleep(0.5)
         made.end()
         (status, content), (begun, events) = alone.result(60), stream.result(60)
+        until(lambda: not rank.generator.busy)
     said = "the service has ended before this was answered; ask again when it is back"
     assert status == 503 and json.loads(content)["error"]["message"] == said
     assert begun == 200 and said.encode() in events and events.endswith(b"data: [DONE]\n\n") and whole == [False]
-    rank.thread.join(120)
     assert rank.counting.steps < 8  # of ten: nobody wants the rest
 
 
