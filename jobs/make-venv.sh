@@ -52,21 +52,23 @@ is_recent "$python" || fail "$PWD/.venv has $("$python" -V) and 3.10 or newer is
 # A stamp per set of extras and per requirements file holds the hash of what was installed.
 hash_of() { "$python" -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest())' "$@"; }
 
-stamp=.venv/.installed-${extras//,/-}
-wanted=$(hash_of setup.cfg pyproject.toml)
-if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-    echo "installing hepti_mpi[$extras] into .venv"
-    "$python" -m pip install --quiet --disable-pip-version-check --editable ".[$extras]"
-    echo "$wanted" >"$stamp"
-fi
-bash jobs/openmpi-settings.sh .venv
+install() { # NAME HASH WHAT ARGUMENTS...: have pip install what the stamp of this name says is not there yet
+    [ "$(cat ".venv/.installed-$1" 2>/dev/null)" != "$2" ] || return 0
+    echo "installing $3 into .venv"
+    "$python" -m pip install --quiet --disable-pip-version-check "${@:4}" && echo "$2" >".venv/.installed-$1"
+}
 
-if [ -n "$requirements" ]; then
-    stamp=.venv/.installed-$(basename "$requirements" .txt)
-    wanted=$(hash_of "$requirements")
-    if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
-        echo "installing what $requirements names into .venv"
-        "$python" -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r "$requirements"
-        echo "$wanted" >"$stamp"
-    fi
+pinned=
+if [ -n "$requirements" ]; then # beside the other: pip takes one core
+    set -m # a group of its own, which ends with this script
+    install "$(basename "$requirements" .txt)" "$(hash_of "$requirements")" "what $requirements names" \
+        --no-deps --require-hashes -r "$requirements" &
+    set +m
+    pinned=$!
+    trap 'kill -- "-$pinned" 2>/dev/null || true' EXIT
 fi
+code=0
+install "${extras//,/-}" "$(hash_of setup.cfg pyproject.toml)" "hepti_mpi[$extras]" --editable ".[$extras]" || code=$?
+[ -z "$pinned" ] || wait "$pinned" || code=$?
+[ $code = 0 ] || exit $code
+bash jobs/openmpi-settings.sh .venv

@@ -62,14 +62,14 @@ def mixed(block: Attention, q: Array, k: Array, v: Array, distance: Array, table
     All are of one request. `distance` [r, n]: how far a key is behind its query; `table` [heads, buckets].
     Source: Vaswani et al., Attention is all you need, arXiv:1706.03762, equation 1 and section 3.2.2.
     """
-    heads = q.reshape(len(q), -1, block.group, block.dim)
-    k, v = (values.reshape(len(values), -1, block.dim) for values in (k, v))
-    scores = np.einsum("rgsd,ngd->gsrn", heads, k, optimize=True) * block.multiplier
+    heads = q.reshape(len(q), -1, block.group, block.dim).transpose(1, 2, 0, 3)  # [kv heads, group, r, dim]
+    k, v = (values.reshape(len(values), -1, block.dim).transpose(1, 0, 2)[:, None] for values in (k, v))  # [kv heads, 1, n, dim]
+    scores = heads @ k.swapaxes(2, 3) * block.multiplier  # [kv heads, group, r, n]
     if block.softcap:
         scores = block.softcap * np.tanh(scores / block.softcap)
     if block.relative is not None:
         assert table is not None
         scores = scores + table[:, None, bucket(block.relative, distance)]
     scores = np.where(within(block, distance), scores, -np.inf)
-    result: Array = np.einsum("gsrn,ngd->rgsd", softmax(scores), v, optimize=True).reshape(q.shape)
+    result: Array = (softmax(scores) @ v).transpose(2, 0, 1, 3).reshape(q.shape)
     return result

@@ -70,8 +70,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function):
 
 
 def rest(waited: float) -> None:
-    """Sleep for a part of what was waited already: other tests want the cores, and each look takes one of them."""
-    time.sleep(min(max(waited / 3, 1e-4), 4e-3))
+    """Sleep for half of what was waited already: other tests want the cores, and each look takes one of them."""
+    time.sleep(min(max(waited / 2, 1e-4), 1e-2))
 
 
 stages.PAUSES = dict.fromkeys(stages.PAUSES, rest)  # of who waits for what another stage hands on
