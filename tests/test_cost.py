@@ -17,8 +17,9 @@ from hepti_mpi.models import blocks
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import traffic, walk
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import Pricer, Prices, extended
-from hepti_mpi.planning.traffic import RING_GAIN
+from hepti_mpi.planning.price import Pricer, extended
+from hepti_mpi.planning.prices import Prices
+from hepti_mpi.planning.traffic import RING_GAIN, groups
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid, buffers, distributions
 from hepti_mpi.program.build import make_program
@@ -271,8 +272,18 @@ def test_copies_and_sums_take_their_rank_time(kind, copied):
 @pytest.mark.parametrize("begun, done", [((1, 1), 1.4), ((0, 1), 1.2), ((1.1, 1), 1.4), ((-np.inf, 1), 1.2)])
 def test_a_late_block_finds_no_time_that_its_link_was_idle(begun, done):
     """Two blocks for one rank, which keep its link busy for 0.2 s each."""
-    found = walk._one_by_one(np.array(begun, dtype=float).reshape(2, 1, 1), np.array([[[0.2 * (begun[0] >= 0)]], [[0.2]]]))
-    assert found.item() == pytest.approx(done)
+    begins, loads = np.array(begun, dtype=float).reshape(2, 1, 1), np.array([[[0.2 * (begun[0] >= 0)]], [[0.2]]])
+    assert walk._one_by_one(begins, loads).item() == pytest.approx(done)
+    assert walk._one_by_one(begins, np.tensordot(groups(2), loads, 1)).item() == pytest.approx(done)
+
+
+@pytest.mark.parametrize("givers", [3, 4])
+def test_blocks_of_few_are_told_by_their_groups_as_by_each(givers):
+    random = np.random.default_rng(givers)
+    begun, loads = random.uniform(0, 3, (givers, 5, 40)), random.uniform(0, 1, (givers, 5, 40))
+    begun[random.uniform(size=begun.shape) < 0.2] = -np.inf
+    loads[np.isinf(begun)] = 0
+    assert walk._one_by_one(begun, np.tensordot(groups(givers), loads, 1)) == pytest.approx(walk._one_by_one(begun, loads))
 
 
 @pytest.mark.parametrize("rows", [(40, 30, 20, 7), (97, 0, 0), (50, 47)])

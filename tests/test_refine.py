@@ -14,7 +14,7 @@ from made_plans import plan_of
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
-from hepti_mpi.planning.price import Price, Prices
+from hepti_mpi.planning.prices import Price, Prices
 from hepti_mpi.planning.refine import COLUMN_STEPS, CUTTING, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
 from hepti_mpi.planning.request import MPI, Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search

@@ -34,7 +34,7 @@ from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
 if TYPE_CHECKING:
-    from hepti_mpi.planning.price import Price
+    from hepti_mpi.planning.prices import Price
 
 R = TypeVar("R")
 ROOM = 1.2  # times the bytes of a plan's weights that must be free to load it beside another

@@ -11,7 +11,7 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Pricer, extended
+from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.walk import Walk
@@ -37,12 +37,11 @@ class Freely(Pricer):
     """Prices a program as if its slowest rank's computing, and the traffic of the busiest way into or out of a rank, were all that takes
     time."""
 
-    def total(self, walks: Sequence[Walk], times: float = 0.0) -> np.ndarray:
+    def total(self, walks: Sequence[Walk], compute: np.ndarray, load: np.ndarray, times: float = 0.0) -> np.ndarray:
         """Return it of all layers: which of both is the longer may be another one with few."""
-        compute, sent, received = (extended([getattr(walk, what) for walk in walks], times) for what in ("compute", "sent", "received"))
         ahead = (self.head_start * self.link).max()  # once, of a link that rested, and by no more
-        carried = np.maximum(sent, received).max(axis=0) - ahead
-        return np.maximum(compute.max(axis=0), carried) + self.edges
+        carried = load[: 2 * len(compute)].max(axis=0) - ahead
+        return np.asarray(np.maximum(compute.max(axis=0), carried) + self.edges)
 
 
 def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, known: Sequence[Plan] = ()) -> Bound:

@@ -13,7 +13,8 @@ import numpy as np
 from hepti_mpi.models.formats import Format
 from hepti_mpi.models.spec import ModelSpec, kv_bytes, layer_bytes
 from hepti_mpi.planning.memory import FULL, activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
-from hepti_mpi.planning.price import Batch, Price, Pricer, Prices
+from hepti_mpi.planning.price import Batch, Pricer
+from hepti_mpi.planning.prices import Price, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.grouping import shared

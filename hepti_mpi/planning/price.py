@@ -6,7 +6,8 @@ Knows how fast ranks compute; what an exchange puts on links is traffic.py's, wh
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
+from functools import reduce
 from itertools import takewhile
 from typing import Any
 
@@ -17,6 +18,7 @@ from hepti_mpi.cluster.profile import EMULATION, STEP_ROWS, ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.edges import edge_seconds
 from hepti_mpi.planning.members import Members, some_of
+from hepti_mpi.planning.prices import Price, Prices
 from hepti_mpi.planning.traffic import Facts, Handling, Links, Shares, Traffic, facts_of, together, traffic
 from hepti_mpi.planning.walk import Computing, Together, Walk
 from hepti_mpi.planning.work import bytes_of_number
@@ -33,41 +35,6 @@ EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is
 Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers and tiles that do the same
 Done = Computing | Traffic | Together  # what a step does
 Walked = tuple[Step, Kind, tuple[str, ...], tuple[str, ...]]  # a step, its kind, what it reads and what it writes
-
-
-@dataclass(frozen=True)
-class Price:
-    """Predicted `seconds` of one batch, from its input on rank 0 to its answers, and, per rank of the job, how those of the layers divide;
-    `bytes` on the wire in all; `busy`: seconds that the busiest way, into a rank or out of it, carries."""
-
-    seconds: float
-    compute: np.ndarray
-    wait: np.ndarray
-    wire: float
-    bytes: int
-    busy: float = 0.0
-
-
-@dataclass(frozen=True)
-class Prices:
-    """The same of many plans: [plans], `compute` and `wait` [ranks, plans] of the active ranks."""
-
-    seconds: np.ndarray
-    compute: np.ndarray
-    wait: np.ndarray
-    wire: np.ndarray
-    bytes: np.ndarray
-    busy: np.ndarray
-
-    def each(self, ranks: np.ndarray, size: int) -> list[Price]:
-        """Return the price of each plan, on the `ranks` [ranks, plans or 1] of a job of `size` ranks."""
-        spread = np.zeros((2, len(self.seconds), size))
-        spread[:, np.arange(len(self.seconds)), ranks] = self.compute, self.wait
-        totals = zip(*(values.tolist() for values in (self.seconds, self.wire, self.bytes, self.busy)))
-        return [
-            Price(seconds, compute, wait, wire, round(moved), busy)
-            for (seconds, wire, moved, busy), compute, wait in zip(totals, *spread)
-        ]  # fmt: skip
 
 
 class Pricer:
@@ -123,7 +90,7 @@ class Pricer:
         self.known: dict[int, list[Walked]] = {}  # by the same
         self.each_kind: dict[int, dict[Kind, Step]] = {}
         self.begun: dict[tuple[int, int], int] = {}  # by ids of two of them
-        self.counted: dict[int, Counter[tuple[Kind, int]]] = {}  # by the id of one
+        self.counted: dict[tuple[int, ...], list[tuple[Kind, list[int], float, float]]] = {}  # by ids of one or two
         self.facts: dict[tuple[Kind, ...], Facts] = {}  # of exchanges that are worked out at once
         self.groups: dict[tuple[int, ...], Members] = {}  # by active ranks
 
@@ -198,8 +165,9 @@ class Pricer:
         """Return what prices `plans`, on as many active ranks and in as many tiles each, by MPI's collectives all or none of them."""
         return Batch(self, [plan.active for plan in plans], plans[0], shares_of(plans, self.lengths))
 
-    def total(self, walks: Sequence[Walk], times: float = 0.0) -> np.ndarray:
-        """Return the seconds of each plan, [plans], of a program, or with `times` the layers more that a second one has."""
+    def total(self, walks: Sequence[Walk], compute: np.ndarray, load: np.ndarray, times: float = 0.0) -> np.ndarray:
+        """Return the seconds of each plan, [plans], of a program, or with `times` the layers more that a second one has. `compute`: seconds
+        that each rank computes in all; `load`: of links, as of a Traffic."""
         return extended([walk.clock.max(axis=0) for walk in walks], times) + self.edges
 
     def members(self, active: tuple[int, ...]) -> Members:
@@ -248,13 +216,18 @@ class Pricer:
             self.begun[key] = sum(1 for _ in takewhile(lambda pair: pair[0][1:] == pair[1][1:], pairs))
         return self.begun[key]
 
-    def how_often(self, *programs: Program, times: float = 0.0) -> dict[tuple[Kind, int], float]:
-        """Return how often a program does what, of each kind and tile; with a second one of more layers, `times` their difference more."""
-        for program in programs:
-            if id(program) not in self.counted:
-                self.counted[id(program)] = Counter((kind, step.tile) for step, kind, *_ in self.walked(program))
-        one, *longer = (self.counted[id(program)] for program in programs)
-        return {key: count + times * (longer[0][key] - count) if longer else count for key, count in one.items()}
+    def how_often(self, *programs: Program) -> list[tuple[Kind, list[int], float, float]]:
+        """Return what a program does, each kind with the tiles in which it does that equally often, how often, and how much more often a
+        second one does."""
+        key = tuple(map(id, programs))
+        if key not in self.counted:
+            counts = [Counter((kind, step.tile) for step, kind, *_ in self.walked(program)) for program in programs]
+            alike: dict[tuple[Kind, float, float], list[int]] = {}
+            for kind, tile in dict.fromkeys(key for each in counts for key in each):  # a segment of more layers is another kind
+                count = counts[0][kind, tile]
+                alike.setdefault((kind, count, counts[-1][kind, tile] - count), []).append(tile)
+            self.counted[key] = [(kind, tiles, count, more) for (kind, count, more), tiles in alike.items()]
+        return self.counted[key]
 
 
 def _none(amount: Any) -> bool:
@@ -312,26 +285,39 @@ class Batch:
             one, walks = one[common:], [walk, walk.fork()]
             self._go(walks[1], longer[0][common:])
         self._go(walk, one)
-        compute, wait, moved = (extended([getattr(walk, what) for walk in walks], times) for what in ("compute", "wait", "moved"))
-        wire = extended([walk.wire.max(axis=0) for walk in walks], times)
-        busy = extended([np.maximum(walk.sent, walk.received).max(axis=0) for walk in walks], times)
-        return Prices(self.pricer.total(walks, times), compute, wait, wire, moved, busy)
+        compute, load = self._work(*programs, times=times)
+        handled, blocked = (extended([sum(getattr(walk, what), walk.zeros) for walk in walks], times) for what in ("handled", "blocked"))
+        if walk.blocked:  # it depends on when links rested
+            load[:-1] += blocked[0]
+        wait = np.maximum(extended([walk.clock for walk in walks], times) - compute - handled, 0)  # no rounding below it
+        ranks = len(compute)
+        busy, wire = load[: 2 * ranks].max(axis=0), load[2 * ranks : -1].max(axis=0)
+        return Prices(self.pricer.total(walks, compute, load, times), compute, wait, wire, load[-1], busy)
+
+    def _work(self, *programs: Program, times: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+        """Return the seconds that each rank computes in all, and what links are loaded with by messages, as of a Traffic; of MPI's
+        collectives the bytes."""
+        compute = np.zeros(self.shares.rows[:, 0].shape)
+        load = np.zeros((3 * len(compute) + 1, self.shares.rows.shape[-1]))
+        for kind, tiles, often, more in self.pricer.how_often(*programs):
+            some, count = [self.known[kind][tile] for tile in tiles], often + times * more
+            if computing := [one.seconds for one in some if isinstance(one, Computing)]:
+                compute += count * reduce(np.add, computing)
+            elif sent := [one.load for one in some if isinstance(one, Traffic)]:
+                load += count * reduce(np.add, sent)
+            else:
+                load[-1] += count * reduce(np.add, [one.moved for one in some if isinstance(one, Together)])
+        return compute, load
 
     def least(self, *programs: Program, times: float = 0.0) -> np.ndarray:
         """Return what a program takes at the least, [plans]: the most that a rank computes, or that a link carries, were the other free.
         What cuts rows into tiles waits less, and computes and sends as much."""
         self.learn(*programs)
-        ranks = len(self.shares.rows)
-        compute, load = np.zeros(self.shares.rows[:, 0].shape), np.zeros((2 * ranks, self.shares.rows.shape[-1]))
-        for (kind, tile), often in self.pricer.how_often(*programs, times=times).items():
-            known = self.known[kind][tile]
-            if isinstance(known, Computing):
-                compute += often * known.seconds
-            elif isinstance(known, Traffic):
-                load += often * known.load[: 2 * ranks]
-            else:
-                compute += often * known.seconds
-        carried = load.max(axis=0) - self.links.ahead.max(axis=0)  # of a link that rested, once
+        compute, load = self._work(*programs, times=times)
+        for kind, tiles, often, more in self.pricer.how_often(*programs):
+            if waited := [one.seconds for one in (self.known[kind][tile] for tile in tiles) if isinstance(one, Together)]:
+                compute += (often + times * more) * reduce(np.add, waited)
+        carried = load[: 2 * len(compute)].max(axis=0) - self.links.ahead.max(axis=0)  # of a link that rested, once
         return np.asarray(np.maximum(compute.max(axis=0), carried) + self.pricer.edges)
 
     def of(self, numbers: Sequence[int], *programs: Program) -> "Batch":
@@ -345,12 +331,12 @@ class Batch:
         """Return clocks at the begin of a batch."""
         return Walk(self.shares.rows[:, 0].shape, self.links, self.pricer.exchange, self.in_turn and self.by_messages)
 
-    def steps(self, program: Program, walk: Walk) -> Iterator[Step]:
-        """Do the steps of a program on the clocks of `walk`, and yield each when it is done."""
+    def steps(self, program: Program, walk: Walk) -> Iterator[tuple[Step, Done]]:
+        """Do the steps of a program on the clocks of `walk`, and yield each, with what it takes, when it is done."""
         self.learn(program)
         for walked in self.pricer.walked(program):
             self._go(walk, [walked])
-            yield walked[0]
+            yield walked[0], self.known[walked[1]][walked[0].tile]
 
     def _go(self, walk: Walk, steps: Sequence[Walked]) -> None:
         for step, kind, reads, writes in steps:
@@ -393,5 +379,4 @@ class Batch:
             layers = sum(1 if op.block.parallel else 0.5 for op in step.ops if isinstance(op, AddNorm))
             seconds = seconds + layers * self.pricer.beside[self.places[:, None]] * self.crowding[:, None] * (share.rows > 0)
         every = np.ascontiguousarray(seconds.swapaxes(0, 1))
-        busy = every > 0
-        return [Computing(one, None if some.all() else some.astype(float)) for one, some in zip(every, busy)]
+        return [Computing(one, None if one.all() else np.where(one > 0, 0.0, np.inf)) for one in every]

@@ -61,7 +61,12 @@ class Refinement:
         being the best stays as it is."""
         every = [list(ones) for ones in kinds]
         least = min((one.price.seconds for ones in every for one in ones if one.plan.divided), default=np.inf)
-        promising = sorted(((self.promise(ones[0], least), ones[1:]) for ones in every), key=lambda one: (one[0][0], *order(one[0][2][0])))
+        promised = list[tuple[tuple[float, float, list[Candidate]], list[Candidate]]]()
+        for one, *others in sorted(every, key=lambda ones: order(ones[0])):
+            promised.append((promise := self.promise(one, least), others))
+            if one.plan.divided:  # what is cut is the sooner, and fewer others are worth cutting
+                least = min(least, promise[0])
+        promising = sorted(promised, key=lambda one: (one[0][0], *order(one[0][2][0])))
         found: list[list[Candidate]] = []
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
         for number, ((_, hope, starts), others) in enumerate(promising):

@@ -7,6 +7,7 @@ counts x ways to exchange. Every candidate is priced by the very steps the engin
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 
@@ -19,13 +20,14 @@ from hepti_mpi.planning import capacity
 from hepti_mpi.planning.candidates import Candidate, Costs
 from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.memory import activation_bytes
+from hepti_mpi.planning.opening import MOST_PLAIN, opening
 from hepti_mpi.planning.price import Pricer
 from hepti_mpi.planning.refine import Refinement, order
 from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
-from hepti_mpi.planning.sharing import keep_soonest, preference, share_hosts
+from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.plan import WHOLE, Plan, kind_of
+from hepti_mpi.program.plan import WHOLE, Plan
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
@@ -36,8 +38,6 @@ LEANER = (  # most memory first
 )  # fmt: skip
 MIXED = (("alltoall", "rows"), ("heads", "rows"), ("alltoall", "columns"), ("heads", "columns"))  # what layers are mixed of
 MOST_REFINED = 16  # ranks
-HOPELESS = 1.05  # times the soonest so far: a plan that computes or sends as long is left out, whatever becomes of it
-NEAR = 1.05  # times the best of a kind
 AS_GOOD, MUCH_LESS = 1.003, 0.5  # times the soonest that a plan takes which is better where so much less of the wire's time is used
 
 
@@ -46,22 +46,34 @@ def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: 
 
     Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
     """
+    like: dict[str, _Search] = {}
     if len(request.wires) > 2:  # more types are more plans than are climbed from: what is allowed besides must not hide what was found
-        fewer = choose(spec, source_hash, profile, replace(request, wires=request.wires[:-1]), by)
-        every = choose(spec, source_hash, profile, replace(request, wires=(request.wires[0], request.wires[-1])), by)
-        return min(fewer, every, key=lambda one: one.chosen.price.seconds)
-    if request.mode == "auto" and request.limits is None:
-        packed = _Search(spec, source_hash, profile, replace(request, mode="packed"), by)
-        try:
-            return packed.decide()
-        except CapacityError:
-            decision = _Search(spec, source_hash, profile, replace(request, mode="mapped"), by).decide()
-        chosen = packed.eased(decision.chosen)
-        ranks = ", ".join(str(rank) for rank, mode in enumerate(chosen.plan.weights_mode) if mode == "mapped")
-        note = f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower"
-        return replace(decision, chosen=chosen, notes=(*decision.notes, note))
-    mode = "packed" if request.mode == "auto" else request.mode
-    return _Search(spec, source_hash, profile, replace(request, mode=mode), by).decide()
+        every = request.wires[:-1], (request.wires[0], request.wires[-1])
+        found = [_chosen(spec, source_hash, profile, replace(request, wires=wires), by, like) for wires in every]
+        return min(found, key=lambda one: one.chosen.price.seconds)
+    return _chosen(spec, source_hash, profile, request, by, like)
+
+
+def _chosen(
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer], like: "dict[str, _Search]"
+) -> Decision:  # fmt: skip
+    """Return the same for at most two types. `like`: searches of other types, by mode, whose prices need not be worked out again."""
+
+    def search(mode: str) -> _Search:
+        like[mode] = _Search(spec, source_hash, profile, replace(request, mode=mode), by, like.get(mode))
+        return like[mode]
+
+    if request.mode != "auto" or request.limits is not None:
+        return search("packed" if request.mode == "auto" else request.mode).decide()
+    packed = search("packed")
+    try:
+        return packed.decide()
+    except CapacityError:
+        decision = search("mapped").decide()
+    chosen = packed.eased(decision.chosen)
+    ranks = ", ".join(str(rank) for rank, mode in enumerate(chosen.plan.weights_mode) if mode == "mapped")
+    note = f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower"
+    return replace(decision, chosen=chosen, notes=(*decision.notes, note))
 
 
 def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan) -> Candidate:
@@ -78,7 +90,12 @@ def costs_of(spec: ModelSpec, profile: ClusterProfile, request: Request, like: P
 
 
 class _Search:
-    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> None:
+    """`like`: a search before it that differs in what may travel: what was worked out there is not once more."""
+
+    def __init__(
+        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer,
+        like: "_Search | None" = None,
+    ) -> None:  # fmt: skip
         self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
         self.ranks = len(profile.nodes)
         self.largest, self.longest = request.largest or request.rows, request.longest or request.rows
@@ -94,30 +111,16 @@ class _Search:
         self.known: dict[tuple[Layers, tuple[int, ...]], Division | None] = {}  # counts
         self.divided: dict[tuple[object, ...], np.ndarray] = {}  # rows
         self.inner: dict[Layers, float] = {}  # bytes of activations before rows are divided
+        self.climbs = Refinement(spec, self.costs.tried, self.seconds, self.freely)
         request.check(self.ranks)
+        if like is not None:
+            self.pricer, self.costs, self.known, self.divided, self.inner = like.pricer, like.costs, like.known, like.divided, like.inner
+            self.climbs = like.climbs
 
     def decide(self) -> Decision:
-        best: dict[str, list[Candidate]] = {}
+        by_size = groupby(sorted(self.subsets(), key=len, reverse=True), key=len)
+        best, with_rank, by_ranks, fits, tried = opening(self, self.profile, [list(subsets) for _, subsets in by_size])
         sorting = partial(preference, self.profile)
-        fits, with_rank, by_ranks = set[tuple[str, str] | str](), dict[int, float](), dict[int, float]()
-        choices = [(subset, layers, exchange) for subset in self.subsets() for layers, some in self.choices(subset) for exchange in some]
-        planned = [plan for subset, layers, exchange in choices if (plan := self.planned(layers, subset, exchange))]
-
-        def kind(plan: Plan) -> str:
-            return kind_of(plan) if len(set(plan.layers)) == 1 else "mix"
-
-        def most(plan: Plan) -> float:
-            """What is worth a price: one plan of each kind, and what of fewer ranks may still be the soonest."""
-            return HOPELESS * min(preference(self.profile, ones)[0] for ones in best.values()) if kind(plan) in best else np.inf
-
-        for plan, candidate in self.costs.promising(planned, most):
-            fits.add(plan.layers[0] if len(set(plan.layers)) == 1 else "mix")
-            if candidate is None:
-                continue
-            if plan.divided:  # what another rank takes alone says nothing of what its part is worth
-                keep_soonest(with_rank, plan.active, candidate.price.seconds)
-            keep_soonest(by_ranks, [len(plan.active)], candidate.price.seconds)
-            best[kind(plan)] = self.foremost([*best.get(kind(plan), ()), candidate])
         if not best:
             raise self.refusal()
         found, whole = sorted(self.improved(best.values()), key=sorting), set[Plan]()
@@ -128,13 +131,19 @@ class _Search:
         (chosen, *rest), *others = self.leanest_first(found)
         close = {len(one.plan.tiles): one for one in (*rest[::-1], chosen)}
         del close[len(chosen.plan.tiles)]
-        tried = {layers[0] for _, layers, _ in choices}
         unfit = [f"{'/'.join(layout)} ({Plan.strategy_of(layout)})" for layout in self.layouts() if layout in tried - fits]
         for ones in found:
             if ones[0].plan.divided or ones is found[0]:
                 keep_soonest(with_rank, ones[0].plan.active, ones[0].price.seconds)
             keep_soonest(by_ranks, [len(ones[0].plan.active)], ones[0].price.seconds)
         return Decision(chosen, tuple(ones[0] for ones in others), tuple(unfit), (), with_rank, tuple(close.values()), by_ranks)
+
+    def least(self, subset: tuple[int, ...]) -> float:
+        """Return the seconds that no plan of a subset takes less than: as if each rank did nothing but multiply rows by weights at its best
+        rate, and all were done at once."""
+        among, rows = self.pricer.members(subset), self.request.rows
+        rates = (self.pricer.gemm[among.places[:, 0], 1:] / np.arange(1, rows + 1)).min(axis=1) * rows * among.crowding[:, 0]
+        return float(self.spec.layers * (self.each.attention + self.each.mlp) / (1 / rates).sum() + self.pricer.edges) * (1 - 1e-9)
 
     def leanest_first(self, found: list[list[Candidate]]) -> list[list[Candidate]]:
         """Return the kinds, soonest first, but for one that is as good and sends much less: prices are not as exact as that, and what is
@@ -152,18 +161,11 @@ class _Search:
             return found
         return [whole, *[ones for ones in found if ones is not leanest]]
 
-    def foremost(self, candidates: Sequence[Candidate]) -> list[Candidate]:
-        """Return the best of candidates of one kind, and the next one of other ranks that is near it: they may come to other ends."""
-        first, *others = sorted(candidates, key=lambda one: preference(self.profile, [one]))
-        near, crowded = first.price.seconds * NEAR, share_hosts(first, self.profile)
-        others = [one for one in others if one.price.seconds <= near and one.plan.active != first.plan.active]
-        return [first, *[one for one in others if share_hosts(one, self.profile) == crowded][:1]]
-
     def improved(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
         """Return the best candidate of each kind, the promising ones improved, with what else it led to; soonest first."""
         if self.request.shares is not None or self.ranks > MOST_REFINED:
             return [[one] for one in sorted((ones[0] for ones in kinds), key=order)]
-        return Refinement(self.spec, self.costs.tried, self.seconds, self.freely).improve_best(kinds)
+        return self.climbs.improve_best(kinds)
 
     def choices(self, subset: tuple[int, ...]) -> Iterator[tuple[Layers, list[Exchange]]]:
         """Yield the layouts per layer to try, each with the ways to exchange that are worth a price."""
@@ -178,7 +180,7 @@ class _Search:
         if self.request.kept is not None:  # sums of a text's row are MPI's own, or none
             return [MPI]
         own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
-        plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= EVERY_SUBSET * 2
+        plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= MOST_PLAIN
         return [*own, MPI] if plain else own
 
     def layouts(self) -> list[tuple[str, str]]:

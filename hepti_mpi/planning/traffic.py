@@ -19,6 +19,7 @@ from hepti_mpi.program.steps import Sync
 
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
 RING_BLOCK = 32 << 10  # bytes of a block from which a ring is sooner all the same: directly, some links wait while others are full
+FEW = 4  # givers of whom any group's blocks are told together
 FAIR = 16  # ranks up to which blocks of unequal size are told apart
 
 
@@ -77,18 +78,26 @@ class Round(NamedTuple):
     first: np.ndarray | None
 
 
+class Blocks(NamedTuple):
+    """Blocks apart from each other, from whom `givers` says. Seconds after leaving until each is there but for what its way carries,
+    [givers, to, ...], -inf where there is none, and for which they keep the receiver's link busy: each, or any of few together,
+    [groups, to, ...], as `groups` says."""
+
+    arriving: np.ndarray
+    loads: np.ndarray
+
+
 class Direct(NamedTuple):
     """Blocks that go straight to whoever takes them. Seconds that each rank's link sends (`out`) and receives (`into`); `until`: -inf for
     who does not receive, else inf, None where all do; `late`: seconds that the exchange itself takes, -inf for who takes nothing, None
-    where all take some. Of blocks, [2, givers, to, ...] as `givers` says, seconds after leaving until each is out, and for which each keeps
-    the receiver's link busy; `never` [givers, to, ...]: inf where there is none, None where none is missing. Both None where there are too
-    many ranks to tell blocks apart."""
+    where all take some. `never` [givers, to, ...]: inf where there is no block, None where none is missing; it and `blocks` are None where
+    there are too many ranks to tell blocks apart."""
 
     out: np.ndarray
     into: np.ndarray
     until: np.ndarray | None
     late: np.ndarray | None
-    blocks: np.ndarray | None
+    blocks: Blocks | None
     never: np.ndarray | None
 
 
@@ -103,8 +112,8 @@ class Handling(NamedTuple):
 
 class Traffic(NamedTuple):
     """An exchange: `load` [3 x ranks + 1, ...]: seconds that each rank sends, that it receives, and the longer of both, and bytes that
-    move; seconds that starting takes, copying what a rank has itself before (`copying`) and adding what came (`ending`), None where
-    nothing does, and the ways that blocks take in any plan; `ring` [...]: who goes round."""
+    move; seconds that starting takes, with copying what a rank has itself before; the `copying`, which is its own time, and adding what
+    came (`ending`), None where nothing does, and the ways that blocks take in any plan; `ring` [...]: who goes round."""
 
     load: np.ndarray
     starting: np.ndarray
@@ -116,13 +125,14 @@ class Traffic(NamedTuple):
 
 
 def _by_place(values: np.ndarray | None, places: tuple[int, int]) -> Sequence[Sequence[np.ndarray | None]]:
-    """Return `values` [..., exchanges, tiles, plans] of each exchange and tile, each in one piece, which clocks are much sooner with; where
-    there are none, None for each of as many `places`."""
-    if values is None:
-        return [[None] * places[1]] * places[0]
+    """Return `values` [..., exchanges, tiles, plans] of each exchange and tile; where there are none, None for each of as many `places`."""
+    return [[None] * places[1]] * places[0] if values is None else list(map(list, _placed(values)))
+
+
+def _placed(values: np.ndarray) -> np.ndarray:
+    """Return `values` [exchanges, tiles, ..., plans], those of each place in one piece, which clocks are much sooner with."""
     at = values.ndim - 3
-    found = np.ascontiguousarray(values.transpose(at, at + 1, *range(at), -1))
-    return list(map(list, found))
+    return np.ascontiguousarray(values.transpose(at, at + 1, *range(at), -1))
 
 
 def traffic(
@@ -152,8 +162,9 @@ def traffic(
     out, received, moved = ways[0] if len(ways) == 1 else (np.where(ring, one, other) for one, other in zip(*ways))
     load = np.concatenate([out, received, np.maximum(out, received), moved[None]])
     starting = (fixed[0] + fixed[1] * out / np.maximum(links.way, 1e-15)) * (out > 0)
-    places = ring.shape[:2]
-    parts = (_by_place(values, places) for values in (load, starting, *_handled(facts, own, ring, count - 1, handling), ring))
+    places, (copying, ending) = ring.shape[:2], _handled(facts, own, ring, count - 1, handling)
+    starting = starting if copying is None else starting + copying
+    parts = (_by_place(values, places) for values in (load, starting, copying, ending, ring))
     both = (_taken(Round, rounds and (rounds[0], rounds[3]), ring.any(axis=-1).tolist(), places),
             _taken(Direct, straight and _straight(straight, fixed[2], links), (~ring.all(axis=-1)).tolist(), places))  # fmt: skip
     return [[Traffic(*one) for one in zip(*some)] for some in zip(*parts, *both)]
@@ -263,18 +274,36 @@ def givers(count: int, ranks: int) -> np.ndarray:
     return np.array([every[every != rank] if count < ranks else every for rank in range(ranks)], np.int64).reshape(ranks, count).T
 
 
+@lru_cache
+def groups(givers: int) -> np.ndarray:
+    """Return who is in which group of so many givers, [groups, givers]: each giver's groups with those before it follow it alone.
+
+    >>> groups(2)
+    array([[1., 0.],
+           [0., 1.],
+           [1., 1.]])
+    """
+    return np.array([[number >> giver & 1 for giver in range(givers)] for number in range(1, 1 << givers)], float)
+
+
 def _straight(direct: Sent, exchange: float, links: Links) -> tuple[Any, ...]:
     """Return the fields of a Direct, when each exchange takes `exchange` seconds beside what its bytes do; by place what tells of gaps,
     since where there are none it is None."""
-    out, into, _, blocks = direct
-    receiving, never = into > 0, None
+    out, into, _, every = direct
+    receiving, blocks, never = into > 0, None, None
     getting = receiving
-    if blocks is not None:
+    if every is not None:
         ranks = len(out)
         who = givers(ranks - 1 if links.rooted.all() else ranks, ranks)
-        blocks = blocks.reshape(2, -1, *blocks.shape[3:]).take(who * ranks + np.arange(ranks), axis=1)
-        there = blocks[0] > 0
+        leaving, loads = every.reshape(2, -1, *every.shape[3:]).take(who * ranks + np.arange(ranks), axis=1)
+        there = leaving > 0
         getting, never = np.asarray(there.any(axis=0)), _gaps(there, 0.0, np.inf)
+        arriving = np.where(there, leaving - np.broadcast_to(links.ahead, out.shape).take(who, axis=0), -np.inf)
+        arriving, loads = _placed(arriving), _placed(loads)  # [exchanges, tiles, givers, to, plans]
+        if len(who) <= FEW:
+            some = loads.reshape(*loads.shape[:3], -1)
+            loads = (groups(len(who)) @ some).reshape(*loads.shape[:2], -1, *loads.shape[3:])
+        blocks = [list(map(Blocks, *some)) for some in zip(arriving, loads)]
     return out, into, _gaps(receiving, np.inf, -np.inf), _gaps(getting, exchange, -np.inf), blocks, never
 
 

@@ -17,10 +17,11 @@ from hepti_mpi.planning.traffic import Direct, Links, Round, Traffic, givers
 
 
 class Computing(NamedTuple):
-    """What a Compute takes each rank, [ranks, plans], and whether it has any part in it: 1 or 0; None where all have."""
+    """What a Compute takes each rank, [ranks, plans]; `idle`: inf for who has no part in it and waits for nothing, else 0; None where all
+    have one."""
 
     seconds: np.ndarray
-    busy: np.ndarray | None
+    idle: np.ndarray | None
 
 
 class Together(NamedTuple):
@@ -43,8 +44,9 @@ class Walk:
         self.ahead = zeros + links.ahead
         self.hops = zeros + links.hop, zeros + (links.latency[0] + RING_BYTES * links.hop), zeros + links.hop_ahead
         self.left, self.right = np.arange(-1, size[0] - 1), np.arange(1, size[0] + 1) % size[0]
-        self.zeros, self.clock, self.compute, self.wait = zeros, zeros, zeros, zeros
-        self.load = np.zeros((3 * size[0] + 1, size[1]))  # in all, as of a Traffic
+        self.zeros, self.clock = zeros, zeros
+        self.handled: list[np.ndarray] = []  # seconds that clocks went on while ranks neither computed nor waited
+        self.blocked: list[np.ndarray] = []  # those of MPI's collectives among them
         self.up, self.down = zeros, zeros  # when each rank's link would be at rest again
         self.ready: dict[str, np.ndarray] = {}  # when a value is there
         self.coming: dict[str, np.ndarray] = {}  # the same of what exchanges bring: what a rank makes is there when it looks for it
@@ -54,23 +56,8 @@ class Walk:
         """Return a walk that goes on from here by itself."""
         other = copy(self)
         other.ready, other.coming, other.ending = dict(self.ready), dict(self.coming), dict(self.ending)
+        other.handled, other.blocked = list(self.handled), list(self.blocked)
         return other
-
-    @property
-    def sent(self) -> np.ndarray:
-        return self.load[: len(self.clock)]
-
-    @property
-    def received(self) -> np.ndarray:
-        return self.load[len(self.clock) : -len(self.clock) - 1]
-
-    @property
-    def wire(self) -> np.ndarray:
-        return self.load[-len(self.clock) - 1 : -1]
-
-    @property
-    def moved(self) -> np.ndarray:
-        return self.load[-1]
 
     def computed(self, step: Computing, reads: Sequence[str], writes: Sequence[str]) -> None:
         """Compute, once what is read has come."""
@@ -78,14 +65,11 @@ class Walk:
         for name in reads:
             when = self.coming.get(name)
             if when is not None and when is not before:  # values may come together
-                waits, before = np.maximum(when - clock, self.zeros), when
-                if step.busy is not None:
-                    waits = waits * step.busy
-                self.wait = self.wait + waits
-                clock = clock + waits
+                before = when
+                clock = np.maximum(clock, when if step.idle is None else when - step.idle)
             if name in self.ending:  # it adds what came when that is there
-                clock = clock + self.ending.pop(name)
-        self.compute = self.compute + step.seconds
+                self.handled.append(ending := self.ending.pop(name))
+                clock = clock + ending
         self.clock = clock + step.seconds
         _note(self.ready, writes, self.clock)
 
@@ -100,7 +84,8 @@ class Walk:
                 begin, before = when if begin is None else np.maximum(begin, when), when
         begin = step.starting if begin is None else begin + step.starting  # the rank computes what it can meanwhile
         if step.copying is not None:
-            begin, self.clock = begin + step.copying, self.clock + step.copying
+            self.clock = self.clock + step.copying
+            self.handled.append(step.copying)
         leave = np.maximum(begin, self.up)  # a link that rested is ahead of its rate: what it then sends is there so much sooner
         ways = [self._round(step.round, begin, leave)] if step.round else []
         ways += [self._directly(step.direct, begin, leave)] if step.direct else []
@@ -108,15 +93,15 @@ class Walk:
         if step.ending is not None and (self.in_turn or last):
             done = done + step.ending
         elif step.ending is not None:
-            self.ending[writes[0]] = self.ending.get(writes[0], 0.0) + step.ending  # tiles may be one value
-        self.load = self.load + step.load
+            earlier = self.ending.get(writes[0])  # tiles may be one value
+            self.ending[writes[0]] = step.ending if earlier is None else earlier + step.ending
         _note(self.ready, writes, done)
         for name in writes:
             self.coming[name] = self.ready[name]
-        if self.in_turn:
-            self.wait = self.wait + done - self.clock
         if self.in_turn or last:
-            self.clock = np.maximum(self.clock, done)
+            before, self.clock = self.clock, np.maximum(self.clock, done)
+            if not self.in_turn:  # what all wait for in the end is the answer's time, nobody's waiting
+                self.handled.append(self.clock - before)
 
     def _round(self, way: Round, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return when each link has sent, and received, and when each rank has what it takes, round a ring: what came to the right
@@ -140,16 +125,16 @@ class Walk:
         else:
             out, loads = way.blocks
             who = givers(*out.shape[:2])
-            sent, begun = (leave - self.ahead).take(who, axis=0) + out, begin.take(who, axis=0)
-            np.maximum(sent, begun, out=sent)
-            never = 0.0 if way.never is None else way.never
-            sent -= never
-            last = np.maximum.reduce(sent, 0)
+            sent, begun = leave.take(who, axis=0), begin.take(who, axis=0)
             if self.links.shared:  # what comes for a rank keeps the link of all of its host busy
-                first = np.minimum.reduce(begun + never, 0)
+                first = np.minimum.reduce(begun if way.never is None else begun + way.never, 0)
                 down = self._in_one_go(np.where(self.links.mates, first, np.inf).min(axis=1), way)
-            else:
-                down = np.maximum(_one_by_one(begun - never, loads), self.down + way.into)
+            if way.never is not None:
+                begun -= way.never
+            sent += out
+            last = np.maximum.reduce(np.maximum(sent, begun, out=sent), 0)
+            if not self.links.shared:
+                down = np.maximum(_one_by_one(begun, loads), self.down + way.into)
         done = np.maximum(np.maximum(down - self.ahead, last) + (self.exchange if way.late is None else way.late), begin)
         return up, down, done
 
@@ -166,22 +151,32 @@ class Walk:
             rest = np.minimum(self.links.ahead.min(axis=0), start - self.up.max(axis=0))
             seconds = np.maximum(seconds - rest, 0)
         seconds = seconds + self.exchange * (step.moved > 0)
-        self.wait = self.wait + (start - self.clock)
         self.clock = self.zeros + (start + seconds)
+        self.handled.append(self.zeros + seconds)
+        self.blocked.append(seconds)
         self.up = np.where(step.moved > 0, self.clock, self.up)
-        self.load = self.load + np.concatenate([np.broadcast_to(seconds, (len(self.load) - 1, len(seconds))), step.moved[None]])
 
 
 def _one_by_one(begun: np.ndarray, loads: np.ndarray) -> np.ndarray:
-    """Return when links that were at rest have received blocks that are `begun` then, -inf where there is none, and keep each busy for
-    `loads` seconds, [givers, to, plans]: what is left idle before a late one is lost to it.
+    """Return when links that were at rest have received blocks that are `begun` then, [givers, to, plans], -inf where there is none: what
+    is left idle before a late one is lost to it. `loads`: seconds for which each keeps the link busy or, of few, any of `groups` does.
 
-    >>> _one_by_one(np.array([[[0.0]], [[9.0]], [[9.0]]]), np.array([[[4.0]], [[1.0]], [[2.0]]]))
-    array([[12.]])
+    It is the latest end of what comes together, without a rest, from the begin of the first one on.
+
+    >>> float(_one_by_one(np.array([[[0.0]], [[9.0]], [[9.0]]]), np.array([[[4.0]], [[1.0]], [[2.0]]]))[0, 0])
+    12.0
     """
-    later = np.add.reduce((begun >= begun[:, None]) * loads, 1)  # with each, those that begin no sooner
-    later += begun
-    return np.asarray(np.maximum.reduce(later, 0))
+    if len(loads) == len(begun):
+        later = np.add.reduce((begun >= begun[:, None]) * loads, 1)  # with each, those that begin no sooner
+        later += begun
+        return np.asarray(np.maximum.reduce(later, 0))
+    first = np.empty(loads.shape)
+    for giver, one in enumerate(begun):
+        own = (1 << giver) - 1
+        first[own] = one
+        np.minimum(first[:own], one, out=first[own + 1 : 2 * own + 1])
+    first += loads
+    return np.asarray(np.maximum.reduce(first, 0))
 
 
 def _note(times: dict[str, np.ndarray], names: Sequence[str], when: np.ndarray) -> None:

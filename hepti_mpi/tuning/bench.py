@@ -17,7 +17,8 @@ from hepti_mpi.engine import loading, pages
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.segments import Segments
-from hepti_mpi.planning.price import Price, Pricer
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.prices import Price
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.tuning.settle import settle

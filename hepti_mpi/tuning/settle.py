@@ -19,7 +19,8 @@ from hepti_mpi.engine.machine import Machine, patiently
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
-from hepti_mpi.planning.price import Price, Pricer
+from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.prices import Price
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hepti_mpi.planning.price import Batch, Pricer, shares_of
+from hepti_mpi.planning.walk import Computing
 from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Program, Sync
@@ -30,12 +31,12 @@ def step_times(pricer: Pricer, program: Program, plan: Plan) -> StepTimes:
     steps, began = (np.zeros((plan.ranks, len(program))) for _ in range(2))
     places = {id(step): place for place, step in enumerate(program)}
     made = {name: place for place, step in enumerate(program) if isinstance(step, Sync) for name in interface(values, step)[1]}
-    begin, computed, waited = walk.clock, walk.compute, walk.wait
+    begin, count = walk.clock, 0
     place = -1
-    for step in batch.steps(program, walk):
+    for step, done in batch.steps(program, walk):
         place = places.get(id(step), place)  # an exchange in two parts is none of the program's
-        more, idle = (np.broadcast_to(after - before, walk.clock.shape)[:, 0]
-                      for after, before in ((walk.compute, computed), (walk.wait, waited)))  # fmt: skip
+        more = done.seconds[:, 0] if isinstance(done, Computing) else np.zeros(len(ranks))
+        idle = (walk.clock - begin - sum(walk.handled[count:]))[:, 0] - more
         began[ranks, place] = np.broadcast_to(begin, walk.clock.shape)[:, 0]
         if isinstance(step, Compute):
             steps[ranks, place] += more
@@ -46,5 +47,5 @@ def step_times(pricer: Pricer, program: Program, plan: Plan) -> StepTimes:
                 began[ranks, place] += idle
         else:
             steps[ranks, place] += idle
-        begin, computed, waited = walk.clock, walk.compute, walk.wait
-    return StepTimes(float(pricer.total([walk])[0]), steps, began)
+        begin, count = walk.clock, len(walk.handled)
+    return StepTimes(float(walk.clock[:, 0].max() + pricer.edges), steps, began)
