@@ -248,7 +248,7 @@ def given(session: "Session", aim: Aim, placement: "Placement | None", file: Pat
     from hepti_mpi.comm.launcher import host_name
     from hepti_mpi.engine import loading
     from hepti_mpi.program import placement as placements
-    from hepti_mpi.tuning import teaming
+    from hepti_mpi.tuning import teaming, wires
 
     placement = placements.from_json(session.world.from_root(placement.to_json() if placement else None))
     hosts, meant = tuple(session.world.gather_all(host_name())), placement.hosts
@@ -258,5 +258,5 @@ def given(session: "Session", aim: Aim, placement: "Placement | None", file: Pat
     at("loading weights")
     if placement.together is None:
         return InTeams(session, teaming.given(session.machine, session.store, placement), aim.request.rows)
-    ready, _ = loading.within(loading.load(session.machine, session.store, placement.together, None, {}))
+    ready, _ = wires.within(loading.load(session.machine, session.store, placement.together, None, {}))
     return Together(session, ready, aim.method, aim.request)

@@ -8,11 +8,8 @@ Every stage ends with all ranks agreeing that it worked, so that an error on one
 import math
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
-
-import numpy as np
 
 from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.cluster.profile import ClusterProfile
@@ -21,15 +18,12 @@ from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import hold, same_plan
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.segments import Segments
-from hepti_mpi.engine.wires import ByLayer
-from hepti_mpi.errors import CapacityError, InputError
+from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
-from hepti_mpi.program.plan import WIRES, Plan, wire_of
+from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
-from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.slices import Part
 from hepti_mpi.weights.store import Store
 
@@ -155,71 +149,3 @@ def swap(ready: Ready, plan: Plan, price: "Price | None" = None, make_room: bool
     if make_room and usable_memory(1) < ROOM * wanted:
         ready.engine.segments.clear()
     return replace(ready, part=part, engine=Engine(machine, part, ready.segments), decision=decision)
-
-
-def within(ready: Ready) -> tuple[Ready, float]:
-    """Return what is ready knowing what its wire changes; where that is more than its tolerance, with the shortest type that travels in
-    some layers only, as many as do not change more, and the next longer one in the others. Collective.
-
-    Return also the largest change that was found of the wire as it was.
-    """
-    if ready.plan.wire == WIRES[0]:
-        return replace(ready, wire_error=0.0), 0.0
-    exact = Exact(ready, ready.plan.planned_rows)
-    error = exact.error(ready)
-    if error <= ready.tolerance:  # which a result that is no number does not pass
-        return replace(ready, wire_error=error), error
-
-    def error_of(wires: tuple[str, ...]) -> float:
-        return exact.error(swap(ready, replace(ready.plan, wire=wire_of(wires))))
-
-    found = ByLayer(ready.tolerance, error_of, len(ready.plan.layers))
-    found.search(ready.plan.wires)
-    return replace(swap(ready, replace(ready.plan, wire=wire_of(found.wires), predicted_seconds=None)), wire_error=found.error), error
-
-
-def wire_error(ready: Ready, rows: int) -> float:
-    """Return the largest difference of a last hidden state between the plan and the same one with float32 on the wire. Collective."""
-    return 0.0 if ready.plan.wire == "float32" else Exact(ready, rows).error(ready)
-
-
-class Exact:
-    """The last hidden state of built-in inputs with float32 on the wire, to compare plans with that differ from it in that only.
-
-    The inputs are as many as have `rows` rows: numbers of real ones differ more in size than random ones.
-    """
-
-    def __init__(self, ready: Ready, rows: int) -> None:
-        """Collective. What is ready can be used as before."""
-        self.world = ready.machine.world
-        lengths, embedded = _built_in(ready.store, rows) if self.world.rank == 0 else ([], None)
-        self.embedded = embedded
-        self.lengths = tuple(self.world.from_root(lengths))
-        self.hidden = self._answer(swap(ready, replace(ready.plan, wire="float32")))
-
-    def error(self, ready: Ready) -> float:
-        """Return the largest difference of a number when `ready` answers, which can be used as before. Collective."""
-        found, exact = self._answer(ready), self.hidden
-        return float(self.world.from_root(None if found is None or exact is None else float(np.abs(found - exact).max())))
-
-    def _answer(self, ready: Ready) -> np.ndarray | None:
-        hidden = ready.engine.run(self.lengths, self.embedded)
-        hidden = None if hidden is None else hidden.copy()
-        self.world.barrier()  # before buffers are given up that others may still read
-        ready.engine.close()
-        return hidden
-
-
-def _built_in(store: Store, rows: int) -> tuple[list[int], np.ndarray]:
-    """Return how long built-in inputs are and what the layers begin with, or a random one of the magnitude that LayerNorm gives, where the
-    model takes none."""
-    from hepti_mpi.models.inputs.requests import end_to_end, read_requests
-
-    requests = []
-    with suppress(InputError):
-        requests = [one for one in read_requests(store.spec, store.files, None) if one.error is None]
-    if not requests:
-        return [rows], np.random.default_rng(0).standard_normal((rows, store.spec.hidden), np.float32)
-    fitting = int((np.cumsum([one.rows for one in requests]) <= rows).sum())
-    requests = requests[: max(1, fitting)]
-    return [one.rows for one in requests], embed(store.spec, OuterWeights(store), end_to_end(requests))

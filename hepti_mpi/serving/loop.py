@@ -17,7 +17,7 @@ import numpy as np
 from hepti_mpi.cluster.links import links_again
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.mail import Mail
-from hepti_mpi.engine.loading import Ready, swap, within
+from hepti_mpi.engine.loading import Ready, swap
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
@@ -27,6 +27,7 @@ from hepti_mpi.serving.scheduler import Lengths, Scheduler, Step
 from hepti_mpi.serving.sink import Listener
 from hepti_mpi.tuning.heartbeat import Pulse
 from hepti_mpi.tuning.watch import Steady, Watch
+from hepti_mpi.tuning.wires import within
 
 if TYPE_CHECKING:
     from hepti_mpi.serving.source import Source

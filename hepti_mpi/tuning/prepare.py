@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.engine.loading import Ready, decide, load, swap, within
+from hepti_mpi.engine.loading import Ready, decide, load, swap
 from hepti_mpi.engine.machine import Machine, Say, together
 from hepti_mpi.planning.request import Request
 from hepti_mpi.program.plan import Wire, in_words
+from hepti_mpi.tuning.wires import within
 from hepti_mpi.weights.store import Store
 
 

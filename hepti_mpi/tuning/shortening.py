@@ -16,7 +16,6 @@ from hepti_mpi.engine.decoder import Decoder
 from hepti_mpi.engine.loading import agreed
 from hepti_mpi.engine.machine import Machine, Say, patiently
 from hepti_mpi.engine.orders import Order
-from hepti_mpi.engine.wires import ByLayer
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.requests import passage_requests
 from hepti_mpi.models.numerics import Array
@@ -27,6 +26,7 @@ from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import WIRES, Plan, in_words, wire_of
+from hepti_mpi.tuning.wires import ByLayer
 from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.store import Store
 

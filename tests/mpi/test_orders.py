@@ -20,6 +20,7 @@ from hepti_mpi.program import plan as plans
 from hepti_mpi.serving import loop
 from hepti_mpi.serving.loop import answer
 from hepti_mpi.tuning.watch import Steady
+from hepti_mpi.tuning.wires import Exact
 
 COUNT = 50
 
@@ -184,14 +185,15 @@ def test_a_new_plan_changes_results_by_no_more_than_is_tolerated(machine, folder
     made = [replace(plan_of(store, layout, SHARES["even"](world.size), total=40, **own),
                     wire="int8") for layout in (("alltoall", "rows"), ("heads", "columns"))]  # fmt: skip
     exact = loaded(machine, store, replace(made[0], wire="float32"))
-    errors = [loading.wire_error(loading.swap(exact, plan), 40) for plan in made]
+    compared = Exact(exact, 40)
+    errors = [compared.error(loading.swap(exact, plan)) for plan in made]
     watch = Restless(made, world.size)
     ready = replace(loaded(machine, store, exact.plan), tolerance=part * min(errors) if part < 1 else part * max(errors))
     _, desk = desk_of(ready, GOLDEN / "bert" / "expected_padded.npz", 16, 8, watch=watch)
     ready, _ = answer(ready, desk)
     expected = wires if world.size > 1 else ["int8"]  # one rank alone sends nothing, which changes nothing
     assert ready.plan.wire in expected and ready.wire_error <= ready.tolerance
-    assert ready.wire_error == loading.wire_error(ready, 40)
+    assert ready.wire_error == Exact(ready, 40).error(ready)
     if expected is not SOME:
         assert ready.wire_error == (0 if expected == ["float32"] else errors[made.index(replace(ready.plan, predicted_seconds=None))])
     assert world.rank or (watch.swaps > 3 and set(watch.wires) <= set(expected))

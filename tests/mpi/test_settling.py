@@ -16,6 +16,7 @@ from hepti_mpi.program.plan import in_words, wire_of
 from hepti_mpi.tuning import prepare
 from hepti_mpi.tuning import settle as settling
 from hepti_mpi.tuning.settle import settle
+from hepti_mpi.tuning.wires import Exact, within
 
 ROWS = 23
 
@@ -59,14 +60,14 @@ def test_the_error_of_a_short_wire_is_told_to_all(machine, folder, wire, most):
     shares, own = SHARES["uneven"](world.size), {"reduction": "reduce_scatter", "collectives": "own"}
     plan = plan_of(store, layers, shares, total=ROWS, **own)
     ready = loaded(machine, store, replace(plan, wire=wire))
-    error = loading.wire_error(ready, ROWS)
+    error = Exact(ready, ROWS).error(ready)
     assert world.gather_all(error) == [error] * world.size
     assert (0 < error < most) if world.size > 1 else error == 0
     exact = loading.swap(ready, plan)
-    assert loading.wire_error(exact, ROWS) == 0
-    allowed, _ = loading.within(replace(loading.swap(exact, replace(plan, wire=wire)), tolerance=1.01 * error))
+    assert Exact(exact, ROWS).error(exact) == 0
+    allowed, _ = within(replace(loading.swap(exact, replace(plan, wire=wire)), tolerance=1.01 * error))
     assert allowed.plan.wire == wire and allowed.wire_error == error
-    refused, found = loading.within(replace(loading.swap(allowed, replace(plan, wire=wire)), tolerance=1e-9 * error))
+    refused, found = within(replace(loading.swap(allowed, replace(plan, wire=wire)), tolerance=1e-9 * error))
     assert found == error and refused.wire_error == 0 and refused.plan.wire == ("float32" if error else wire)
 
 
@@ -77,8 +78,8 @@ def test_a_short_type_travels_in_as_many_layers_as_change_no_more(machine, folde
     plan = plan_of(store, ("heads", "columns"), SHARES["uneven"](world.size), total=ROWS,
                    reduction="reduce_scatter", collectives="own", wire="int8")  # fmt: skip
     ready = loaded(machine, store, plan)
-    error = loading.wire_error(ready, ROWS)
-    ready, found = loading.within(replace(ready, tolerance=part * error))
+    error = Exact(ready, ROWS).error(ready)
+    ready, found = within(replace(ready, tolerance=part * error))
     assert found == error and ready.wire_error <= part * error and world.gather_all(ready.plan.hash) == [ready.plan.hash] * world.size
     if world.size == 1:
         assert ready.plan == plan
@@ -86,11 +87,12 @@ def test_a_short_type_travels_in_as_many_layers_as_change_no_more(machine, folde
     wires, told = ready.plan.wires, ready.wire_error
     longer, short = ("float16", "int8") if "int8" in wires or set(wires) == {"float16"} else ("float32", "float16")
     assert set(wires) <= {longer, short} and wires != ("int8",) * 3
-    ready, found = loading.within(ready)
+    ready, found = within(ready)
     assert ready.plan.wires == wires and ready.wire_error == found == told
     others = [place for place, one in enumerate(wires) if one == longer]
     every = [tuple(short if place == other else one for place, one in enumerate(wires)) for other in others]
-    errors = [loading.wire_error(loading.swap(ready, replace(plan, wire=wire_of(one))), ROWS) for one in every]
+    exact = Exact(ready, ROWS)
+    errors = [exact.error(loading.swap(ready, replace(plan, wire=wire_of(one)))) for one in every]
     assert min(errors, default=1.0) > part * error
 
 
