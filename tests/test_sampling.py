@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hepti_mpi.errors import InputError
-from hepti_mpi.models.tasks.sampling import Sampler, Sampling, Scores, largest, sampling_of
+from hepti_mpi.models.tasks.sampling import Sampler, Sampling, Scores, largest, log_sum, sampling_of
 
 LOGITS = np.array([0.5, 3.0, 1.0, 3.0, -2.0, 2.5], np.float32)
 
@@ -66,7 +66,8 @@ def test_penalties():
 def test_candidates_of_parts_choose_as_all_do():
     logits = np.random.default_rng(0).standard_normal(1000).astype(np.float32)
     parts = [np.arange(0, 300), np.arange(300, 301), np.arange(301, 1000)]
-    joined = Scores.joined([Scores(*largest(part, logits[part], 64), Scores.of_all(logits[part]).total) for part in parts])
+    ids, best = map(np.concatenate, zip(*(largest(part, logits[part], 64) for part in parts)))
+    joined = Scores(ids, best, log_sum(np.array([log_sum(logits[part]) for part in parts])))
     for asked in ({"logprobs": 5}, {"temperature": 0.8, "top_k": 40, "seed": 3, "logprobs": 5}):
         sampling = Sampling(**asked)
         assert not sampling.needs_all

@@ -115,13 +115,6 @@ class Scores:
         """Return the scores of all tokens of a vocabulary."""
         return cls(np.arange(len(logits)), logits, log_sum(logits))
 
-    @classmethod
-    def joined(cls, parts: Iterable["Scores"]) -> "Scores":
-        """Return the scores of several parts of a vocabulary."""
-        every = list(parts)
-        ids, logits = (np.concatenate([getattr(one, name) for one in every]) for name in ("ids", "logits"))
-        return cls(ids, logits, log_sum(np.array([one.total for one in every])))
-
 
 def log_sum(values: Array) -> float:
     """Return the logarithm of the sum of exp, without overflow; -inf of nothing."""
