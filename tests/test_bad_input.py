@@ -391,7 +391,7 @@ def test_forced_shares_and_limits(store, tmp_path):
         (("run", "--weights", writes, "--shares", "1,1,1"), "--shares has 3 entries, the job has 2 ranks"),
         (("run", "--weights", writes, "--memory-limit", "1G,1G,1G"), "--memory-limit has 3 entries"),
         (("run", "--weights", writes, "--layout", "rows/rows"), "layout rows/rows divides rows", "there are heads/columns and pipeline"),
-        (("run", "--weights", writes, "--strategy", "sequence"), "strategy sequence divides rows", "there are hepti, tensor"),
+        (("run", "--weights", writes, "--strategy", "sequence"), "strategy sequence divides rows", "there are auto, tensor"),
         (("profile", "--weights", store, "--output", "."), "--output . is a folder"),
         (("profile", "--weights", store, "--output", writes), "was not written by this program"),
         (("bench", "--weights", store, "--output", "answers.jsonl"), "answers.jsonl line 1 is of kind null"),

@@ -24,7 +24,9 @@ from hepti_mpi.program.plan import SUMS, WIRES, Plan, granules_fit
 DIVIDED = ("heads", "columns")
 SHORTER = 0.98  # times as long as with float32 on the wire a plan with a shorter type must promise to take
 INSIDE = 1.01  # times as soon as whole groups of heads parts of them must promise to be
-BY_WEIGHTS = ("hepti", "hepti-float16", "tensor", "single", "megatron", "galaxy", "ram")  # methods that divide weights, or nothing
+HEPTI = ("hepti", "hepti-float16")  # methods that have all ways to choose from
+STRATEGIES = ("auto", "tensor", "single", "megatron", "galaxy", "ram")  # that divide weights, or nothing
+BY_WEIGHTS = (*HEPTI, *STRATEGIES[1:])  # the methods of those
 
 
 def check(name: str, request: Request, ranks: int) -> None:
@@ -33,8 +35,7 @@ def check(name: str, request: Request, ranks: int) -> None:
         rows = f"layout {'/'.join(request.layout)} divides rows, of which a step of a text has one"
         raise PlanError(f"{rows}; there are heads/columns and pipeline")
     if name not in BY_WEIGHTS:
-        strategies = ", ".join(one for one in BY_WEIGHTS if one != "hepti-float16")  # which a bench asks for, others by --tolerance
-        raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {strategies}")
+        raise PlanError(f"strategy {name} divides rows, of which a step of a text has one; there are {', '.join(STRATEGIES)}")
     methods.check(name, request, ranks)
 
 
@@ -105,10 +106,8 @@ def bound(spec: ModelSpec, profile: ClusterProfile, attended: int | None = None)
     numbers = spec.layers * (work.attention + work.mlp) + steps.words
     each = np.minimum(steps.pricer.reading, steps.pricer.gemm[:, 1])  # the sooner of what was timed: either may have been disturbed
     alone = min(float(each[steps.pricer.places([rank])][0]) * numbers for rank in every)
-    if len(every) == 1:
-        return alone
     own = each[steps.pricer.places(every)] * steps.pricer.crowding(tuple(every)) * numbers
-    latency = min(profile.latency_seconds[one][other] for one in every for other in every if one != other)
+    latency = min((profile.latency_seconds[one][other] for one in every for other in every if one != other), default=0.0)
     sums = sum(1 if layer.parallel else 2 for layer in spec.each())
     return min(alone, float(1 / (1 / own).sum()) + sums * latency)
 
@@ -129,12 +128,11 @@ def prompt_bound(
 
     every = [divided_by([int(rank == own) for rank in range(ranks)]) for own in range(ranks)]
     every += [replace(plan, prompt_tiles=1) for plan in known if plan.shortest in request.wires]
-    if ranks > 1:
-        wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",), shares=None, mode="packed", limits=(1 << 60,) * ranks)
-        for wire in wires_of("hepti", request):
-            like = replace(divided_by([1] * ranks), wire=wire)
-            found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each, _rates(freely, freely))
-            every += [found.plan] if found else []
+    wide = replace(request, strategy="auto", layout=DIVIDED, wires=("float32",), shares=None, mode="packed", limits=(1 << 60,) * ranks)
+    for wire in wires_of("hepti", request):
+        like = replace(divided_by([1] * ranks), wire=wire)
+        found = divided(spec, profile, wide, search.costs_of(spec, profile, wide, like), like, freely.each, _rates(freely, freely))
+        every += [found.plan] if found else []
     return -(-request.prompt // rows) * min(map(freely.seconds, every))
 
 
@@ -155,7 +153,7 @@ def _searched(spec: ModelSpec, source_hash: str, profile: ClusterProfile, reques
     lone = [tuple(float(other == rank) for other in range(len(profile.nodes))) for rank in kinds.values()]
     packed = "packed" if request.mode == "auto" else request.mode
     every = [request]
-    if alone and request.shares is None and len(profile.nodes) > 1:
+    if alone and request.shares is None and not splits.alone(profile.nodes):
         every += [replace(request, shares=shares, mode=packed) for shares in lone]
     found, refused = list[Decision](), list[CapacityError]()
     for one in every:

@@ -15,7 +15,6 @@ from hepti_mpi.planning.staging import Staged
 from hepti_mpi.program.placement import Placement, whole
 
 NAMES = (*decoding.BY_WEIGHTS, *staging.NAMES)
-HEPTI = ("hepti", "hepti-float16")  # which have all ways to choose from
 GAIN = 1.03  # times as soon as the best division of layers stages must promise to be
 
 
@@ -56,7 +55,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     name = _meant(name, spec, len(profile.nodes))
     if name in staging.NAMES:
         return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
-    free = name in HEPTI and request.layout is None and request.shares is None and not splits.alone(profile.nodes)
+    free = name in decoding.HEPTI and request.layout is None and request.shares is None and not splits.alone(profile.nodes)
     decision, stages, refusal = None, None, None
     try:
         decision = decoding.decide(name, spec, source_hash, profile, request)
