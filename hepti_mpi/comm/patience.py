@@ -66,7 +66,7 @@ class Patience:
 
     def __init__(self, seconds: float, rank: int = 0, size: int = 1) -> None:
         """`seconds`: of the longest wait; 0 waits for ever."""
-        self.seconds, self.rank, self.size = seconds, rank, size
+        self.seconds, self.rank, self.watches = seconds, rank, seconds > 0 and size > 1
         self.hosts = ["its host"] * size
         self.addresses: dict[str, Sequence[str]] = {}
         self.factor = 1
@@ -75,12 +75,12 @@ class Patience:
         self.unheard: tuple[float, Sequence[int]] | None = None  # since when which ranks are waited for by others than the main thread
         self.whom: Whom = lambda: [other for other in range(size) if other != rank]
         self.everyone = self.whom
-        if seconds > 0 and size > 1:
+        if self.watches:
             threading.Thread(target=self._watch, name="patience", daemon=True).start()
 
     def hear_signals(self) -> None:
         """Make sure that mpirun ends when it ends this rank: told by another rank, it would wait for a host that does not answer."""
-        if self.seconds > 0 and self.size > 1:
+        if self.watches:
             interrupts.end_by(lambda code: end_here(code, GONE_SECONDS))
 
     def waiting(self, whom: Whom | None = None) -> AbstractContextManager[None]:

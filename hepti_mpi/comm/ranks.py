@@ -183,19 +183,17 @@ class Comm:
 
     # activations: float32 arrays [rows, width], `counts` rows per rank
 
-    def broadcast(self, values: np.ndarray) -> None:
-        with self.patience.waiting():
-            if self.polite:
-                self.broadcast_for_ever(values)
-                return
+    def broadcast(self, values: np.ndarray, patient: bool = False) -> None:
+        """Bring what rank 0 has to all; `patient`: whenever that is: nobody is late, and whoever waits sleeps."""
+        if self.alone:
+            return
+        with nullcontext() if patient else self.patience.waiting():
             with self.turn:
-                self.mpi.Bcast(values)
-
-    def broadcast_for_ever(self, values: np.ndarray) -> None:
-        """Bring what rank 0 has to all, whenever that is: nobody is late, and whoever waits sleeps."""
-        with self.turn:
-            request = self.mpi.Ibcast(values)
-        self.done([request])
+                if not (patient or self.polite):
+                    self.mpi.Bcast(values)
+                    return
+                request = self.mpi.Ibcast(values)
+            self.done([request])
 
     def allreduce(self, values: np.ndarray, result: np.ndarray) -> None:
         self.summing(values, result)()
@@ -229,21 +227,26 @@ class Comm:
         with self.patience.waiting():
             self.mpi.Allgatherv(values, into)
 
-    def scatter_rows(self, values: np.ndarray | None, result: np.ndarray, counts: Sequence[int]) -> None:
-        parts = None if values is None else self._rows(values, counts)
-        with self.patience.waiting():
-            self.mpi.Scatterv(parts, result)
+    def scatter_rows(self, values: np.ndarray, counts: Sequence[int]) -> None:
+        """Bring each rank its own rows from rank 0, whose `values` are all rows, its own the first of them."""
+        from mpi4py import MPI
 
-    def gather_rows(self, values: np.ndarray, result: np.ndarray | None, counts: Sequence[int]) -> None:
-        """Gather rows on rank 0. When that has none of its own it sleeps meanwhile: it must not take a core from those who compute."""
-        if self.alone:  # MPI would bring it its own
-            assert result is not None
-            np.copyto(result, values)
+        parts = (self._rows(values, counts), MPI.IN_PLACE) if self.rank == 0 else (None, values)
+        with self.patience.waiting():
+            self.mpi.Scatterv(*parts)
+
+    def gather_rows(self, values: np.ndarray, counts: Sequence[int]) -> None:
+        """Bring each rank's own rows to rank 0, whose `values` have room for all, its own being the first of them. When that has none of
+        its own it sleeps meanwhile: it must not take a core from those who compute."""
+        from mpi4py import MPI
+
+        if self.alone:
             return
+        parts = (MPI.IN_PLACE, self._rows(values, counts)) if self.rank == 0 else (values, None)
         with self.patience.waiting():
             with self.turn:
-                request = self.mpi.Igatherv(values, None if result is None else self._rows(result, counts))
-                if not (self.polite or (result is not None and not counts[0])):
+                request = self.mpi.Igatherv(*parts)
+                if not self.polite and (self.rank or counts[0]):
                     request.Wait()
             self.done([request])
 

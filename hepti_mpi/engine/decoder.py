@@ -68,7 +68,7 @@ class Decoder:
         self.memory: dict[Buffer, Array] = {}
         self.segments: dict[tuple[str, ...], caching.CachedSegment] = {}  # by the values that they write
         self.geometries: OrderedDict[tuple[int, ...], Geometry] = OrderedDict()
-        self._walk(part.program)
+        self._adopt(part.program)
         self.x = np.zeros((self.rows, spec.hidden), np.float32)  # what rank 0 sends where it has no part
         self.resting = False
         self.turns = count()
@@ -95,8 +95,8 @@ class Decoder:
             if isinstance(step, Compute) and not _casts(step):
                 self.segments[step.writes] = caching.cached_segment(step, store, part, mode, self.threads, self.cache)
 
-    def _walk(self, program: Program) -> None:
-        """Have done the steps of a program from now on."""
+    def _adopt(self, program: Program) -> None:
+        """Do the steps of this program from now on."""
         laid = Laid(program)
         self.program, self.interfaces = program, laid.interfaces
         self.numbers: dict[str, Buffer] = {
@@ -113,7 +113,7 @@ class Decoder:
     def send_as(self, wire: Wire) -> None:
         """Let sums travel as numbers of another type. Every rank of the plan calls it, between steps; sessions stay as they are."""
         self.part = replace(self.part, plan=replace(self.part.plan, wire=wire))
-        self._walk(self.part.program)
+        self._adopt(self.part.program)
 
     # rank 0
 
@@ -123,32 +123,25 @@ class Decoder:
         np.copyto(self.x[: order.rows], x)
         if order.rows == 1:
             self.message[-self.spec.hidden :] = x[0]
-        self._say()
+        self._spread()
         return self._perform(order)
 
     def rest(self) -> None:
         """Let the others sleep until the next step. Rank 0 calls it."""
         if not self.resting:
             self.message.view(np.int32)[0] = REST
-            self._say()
+            self._spread()
             self.resting = True
 
     def end(self) -> None:
         """Let the others go. Rank 0 calls it."""
         self.message.view(np.int32)[0] = END
-        self._say()
+        self._spread()
 
-    def _say(self) -> None:
+    def _spread(self) -> None:
+        """Bring the message from rank 0 to all, after a rest whenever it comes."""
         assert self.group is not None
-        if self.group.size > 1:
-            self._spread(self.message)
-
-    def _spread(self, values: Array) -> None:
-        assert self.group is not None
-        if self.resting:
-            self.group.broadcast_for_ever(values)
-        else:
-            self.group.broadcast(values)
+        self.group.broadcast(self.message, patient=self.resting)
         self.resting = False
 
     # the others
@@ -159,7 +152,7 @@ class Decoder:
             return
         numbers = self.message.view(np.int32)
         while True:
-            self._spread(self.message)
+            self._spread()
             if numbers[0] == END:
                 return
             if numbers[0] == REST:
@@ -174,7 +167,7 @@ class Decoder:
         emulation, rows = self.machine.emulation, order.rows
         emulation.refresh()
         with emulation.in_time(), self.machine.cores.apart_from_threads():
-            if rows > 1 and self.group.size > 1:
+            if rows > 1:
                 self.group.broadcast(self.x[:rows])
             elif self.rank:
                 self.x[0] = self.message[-self.spec.hidden :]

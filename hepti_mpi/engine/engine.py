@@ -63,8 +63,7 @@ class Engine:
         self.in_order = plan.collectives == "mpi"
         by_mpi = self.in_order and not self.emulation.on  # who waits there spins, and would take the cores of emulated boards
         self.layers = world.subset(self.active) if by_mpi else None  # those who compute
-        self.at_root = by_mpi and self.active == (0,)  # the root computes alone, on its own arrays
-        self.outer = world.subset(sorted({0, *self.active})) if by_mpi and not self.at_root else None
+        self.outer = world.subset(sorted({0, *self.active})) if by_mpi else None  # and the root
         self.segments: dict[int, Segment] = {}
         if self.is_active:
             for place, step in enumerate(program):
@@ -269,20 +268,15 @@ class Engine:
             np.copyto(values[writes], values[reads][at.places.own(0, self.rank)])
 
     def _outer(self, sync: Sync, reads: str, writes: str, at: _Geometry) -> None:
-        """Bring the embedding from the root to the active ranks, or the result back."""
-        if self.outer is None:
-            return
-        values, members = at.values, sorted({0, *self.active})
-        counts = [at.places.counts[0][rank] for rank in members]
-        none = np.empty((0, self.spec.hidden), np.float32)  # what a root that computes nothing holds of the layers
+        """Bring the embedding from the root to the active ranks, or the result back; the root's part is where it is to be (`_own`)."""
+        assert self.outer is not None
+        root, counts = self.rank == 0, [at.places.counts[0][rank] for rank in sorted({0, *self.active})]
         if sync.kind == "bcast":
-            self.outer.broadcast(values[EMBEDDED if self.rank == 0 else writes])
-            if self.rank == 0 and self.is_active:
-                np.copyto(values[writes], values[EMBEDDED])
+            self.outer.broadcast(at.values[reads if root else writes])
         elif sync.kind == "scatterv":
-            self.outer.scatter_rows(values.get(EMBEDDED), values[writes] if self.is_active else none, counts)
+            self.outer.scatter_rows(at.values[reads if root else writes], counts)
         else:
-            self.outer.gather_rows(values[reads] if self.is_active else none, values.get(RESULT), counts)
+            self.outer.gather_rows(at.values[writes if root else reads], counts)
 
     def _of_active(self, at: _Geometry) -> list[int]:
         return [at.places.counts[0][rank] for rank in self.active]
@@ -310,14 +304,14 @@ class Engine:
     def _prepare(self, lengths: tuple[int, ...], rows: int) -> _Geometry:
         places = division(self.plan, lengths, 1, self.spec.heads)
         values: dict[str, np.ndarray] = {}
-        own = self._own() if self.at_root else {}
+        own = self._own()
         for name, value in self.values.items():
             if value.rows == "root":
                 if self.rank == 0:
                     values[name] = self._view(FOUND if name == RESULT else GIVEN, rows, self.spec.hidden, "float32")
             elif self.takes_part and name not in own:
                 values[name] = self._view(self.numbers[name], *self._shape(value, places), value.dtype)
-        values.update((name, values[root]) for name, root in own.items())
+        values.update((name, values[root][: self._shape(self.values[name], places)[0]]) for name, root in own.items())
         geometry = _Geometry(places, values)
         router = Router(self.exchanges, self.plan, places, self.values, values)
         for place, step in enumerate(self.program):
@@ -329,13 +323,11 @@ class Engine:
         return geometry
 
     def _own(self) -> dict[str, str]:
-        """Return which value of the root each value is that it would bring to itself."""
-        found = {}
-        for place, step in enumerate(self.program):
-            if isinstance(step, Sync) and step.kind in OUTER:
-                (read, *_), (write, *_) = self.interfaces[place]
-                found.update({read: write} if write == RESULT else {write: read})
-        return found
+        """Return of which of the root's values the first rows are each value that MPI would bring from it to itself."""
+        if self.outer is None or self.rank:
+            return {}
+        outer = [names for step, names in zip(self.program, self.interfaces) if isinstance(step, Sync) and step.kind in OUTER]
+        return {write if read == EMBEDDED else read: read if read == EMBEDDED else write for (read,), (write,) in outer}
 
     def _shape(self, value: Value, places: Division) -> tuple[int, int]:
         box = places.of(value.width).held(Holding(value.rows, value.columns), value.tile).box(self.rank)

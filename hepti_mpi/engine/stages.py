@@ -11,6 +11,7 @@ from functools import partial
 
 import numpy as np
 
+from hepti_mpi import splits
 from hepti_mpi.comm.pauses import PAUSES
 from hepti_mpi.engine.decoder import Decoder
 from hepti_mpi.engine.machine import Machine
@@ -62,7 +63,7 @@ class Staged(Decoder):
         Raises PlanError for a stage of several ranks.
         """
         ranks = [stage.lead for stage in team.stages]
-        if any(len(stage.members) > 1 for stage in team.stages):
+        if not all(splits.alone(stage.members) for stage in team.stages):
             raise PlanError("a stage of a text is one rank, the plan has one of several")
         super().__init__(machine, part, slots, positions, tuple(sorted(ranks)), cache)
         self.ends, self.end_ranks = machine.world.subset(sorted({0, ranks[-1]})), sorted({0, ranks[-1]})
@@ -91,8 +92,8 @@ class Staged(Decoder):
         if self.is_active:
             self._build_layers(store)
         if self.ends is not None:
-            part, last = DecodingPart(self.spec, self.last_plan, 0), self.end_ranks[-1] if len(self.end_ranks) > 1 else 0
-            bounds = [part.words_of(0) if rank == last else (0, 0) for rank in self.end_ranks]
+            part = DecodingPart(self.spec, self.last_plan, 0)
+            bounds = [part.words_of(0) if rank == self.end_ranks[-1] else (0, 0) for rank in self.end_ranks]
             self.words = Words(store, part, self.threads, self.ends, bounds, self.rows)
 
     # rank 0

@@ -51,12 +51,12 @@ class Words:
             logits = np.float32(self.cap) * np.tanh(logits / np.float32(self.cap))
         if candidates == 0:
             return self._all(logits)
-        own = np.zeros((rows, 1 + 2 * candidates), np.float32)
+        every = np.zeros((rows * (1 if self.group.rank else self.group.size), 1 + 2 * candidates), np.float32)
+        own = every[:rows]
         own[:, 0], own[:, 1::2] = -np.inf, -np.inf
         if len(self.ids):
             self._pick(logits, candidates, own)
-        every = np.empty((rows * self.group.size, own.shape[1]), np.float32)
-        self.group.gather_rows(own, every if self.group.rank == 0 else None, [rows] * self.group.size)
+        self.group.gather_rows(every, [rows] * self.group.size)
         if self.group.rank:
             return []
         parts = every.reshape(-1, rows, own.shape[1])
@@ -87,9 +87,12 @@ class Words:
     def _all(self, logits: Array) -> list[Scores]:
         rows = len(logits)
         sizes = [rows * count for count in self.counts]
-        every = np.empty((sum(sizes), 1), np.float32) if self.group.rank == 0 else None
-        self.group.gather_rows(np.ascontiguousarray(logits).reshape(-1, 1), every, sizes)
-        if every is None:
+        every = own = np.ascontiguousarray(logits).reshape(-1, 1)
+        if self.group.rank == 0:
+            every = np.empty((sum(sizes), 1), np.float32)
+            every[: len(own)] = own
+        self.group.gather_rows(every, sizes)
+        if self.group.rank:
             return []
         bounds = np.cumsum([0, *sizes])
         parts = [every[first:last].reshape(rows, -1) for first, last in zip(bounds, bounds[1:])]

@@ -89,7 +89,7 @@ class Plan:
     @property
     def divided(self) -> bool:
         """Whether several ranks divide the layers."""
-        return len(self.active) != 1
+        return not splits.alone(self.active)
 
     @cached_property
     def layouts(self) -> tuple[tuple[str, str], ...]:

@@ -81,12 +81,12 @@ Comm.done.__defaults__ = (rest,)  # for what else comes, barriers most of all
 def resting(collective: Callable[..., R]) -> Callable[..., R]:
     """Return MPI's own collective, in which who waits spins, behind a wait for all ranks in which they rest."""
 
-    def rested(comm: Comm, *what: Any) -> R:
+    def rested(comm: Comm, *what: Any, **how: Any) -> R:
         if comm.size > 1 and not comm.polite:
             with comm.turn:
                 there = comm.mpi.Ibarrier()
             comm.done([there])
-        return collective(comm, *what)
+        return collective(comm, *what, **how)
 
     return rested
 
