@@ -336,12 +336,23 @@ def test_a_climb_begins_from_rows_as_if_what_travels_were_free(monkeypatch, spee
     """What it comes to is never later than what one climb does, and on some clusters much sooner."""
     search = search_of(speeds, 200, 384, random_model("bert-large").spec)
     start, seconds = first(search, ("alltoall", "rows")), []
+    monkeypatch.setattr(Refinement, "in_others", lambda self, ones: list(ones))  # which finds some of it from where else
     for freed in (Refinement.freed, lambda self, plan: []):
         monkeypatch.setattr(Refinement, "freed", freed)
         found = refinement_of(search).improve_best([[start]])[0][0]
         assert sums(found.plan) == sums(start.plan)
         seconds.append(found.price.seconds)
     assert seconds[1] >= gain * seconds[0]
+
+
+def test_the_best_plan_is_tried_in_three_tiles(monkeypatch):
+    search = search_of((20, 16, 10, 5), 200, 128, random_model("bert-large").spec)
+    start, seconds = first(search, ("alltoall", "rows")), []
+    for others in (Refinement.in_others, lambda self, ones: list(ones)):
+        monkeypatch.setattr(Refinement, "in_others", others)
+        found = refinement_of(search).improve_best([[start]])[0][0]
+        seconds.append((found.price.seconds, len(found.plan.tiles)))
+    assert [tiles for _, tiles in seconds] == [3, 2] and seconds[0][0] < 0.995 * seconds[1][0]
 
 
 def test_rows_are_divided_by_computing_where_what_travels_is_free():

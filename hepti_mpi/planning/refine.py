@@ -17,7 +17,7 @@ from hepti_mpi.program.plan import Plan
 
 ROW_STEPS = (16, 4, 1)
 COLUMN_STEPS = (64, 8, 1)  # granules
-TILES = (2, 3, 4)
+TILES = (2, THREE := 3, 4)
 KEPT = (0.75, 0.5, 0.25, 0.1)  # of a rank's rows, where the others are gathered on the one that has most
 SENT = 0.2  # of what the busiest rank computes: where links carry less, it does not help to gather rows
 GATHERED = 0.97  # of what the rows take as they are divided: from there on it is climbed from gathered ones
@@ -84,7 +84,9 @@ class Refinement:
             found.sort(key=lambda ones: order(ones[0]))
             near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
             found[:NEAR_BEST] = [further(ones) if ones[0].price.seconds <= near else ones for ones in found[:NEAR_BEST]]
-        return sorted(found, key=lambda ones: order(ones[0]))
+        found.sort(key=lambda ones: order(ones[0]))
+        found[:1] = map(self.in_others, found[:1])
+        return found
 
     def promise(self, candidate: Candidate, least: float = np.inf) -> tuple[float, float, list[Candidate]]:
         """Return the seconds that the candidate takes as it is, or simply cut in two, what it may come to (midway to what it would take
@@ -137,6 +139,15 @@ class Refinement:
         reached = self.climb(soonest) if soonest else ones[0]
         known = any(one.plan == reached.plan for one in ones)
         return sorted(ones if known else [*ones, reached], key=order)
+
+    def in_others(self, ones: Sequence[Candidate]) -> list[Candidate]:
+        """Return candidates of a kind and what a climb comes to from the first of them in THREE tiles, where it has more or less. Those are
+        no sooner at once than two, but where ranks with few rows have these in some of them."""
+        plan = ones[0].plan
+        tried = self.tiled([replace(plan, tiles=())], THREE) if self.divisible(plan) and len(plan.tiles) != THREE else None
+        if tried is None or tried.seconds.min() > HOPE * ones[0].price.seconds:
+            return list(ones)
+        return sorted([*ones, self.climb(tried.candidate(int(tried.seconds.argmin())))], key=order)
 
     def cut(self, plans: Sequence[Plan]) -> Candidate | None:
         """Return the best that `plans`, which differ in shares only, are when they are cut into tiles; None where none can be."""
