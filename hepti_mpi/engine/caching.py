@@ -33,7 +33,7 @@ from hepti_mpi.program.steps import Compute
 from hepti_mpi.weights.slices import Part, Slice
 from hepti_mpi.weights.store import Store
 
-# what segments are told of a step: rows as [sequences, rows of each, numbers], rows that each sequence has, and the most that any has
+# what segments are told of a step: rows as [texts, rows of each, numbers], rows that each text has, and the most that any has
 TOLD = {"shape": (TensorProto.INT64, 1), "reach": (TensorProto.INT32, 1), "most": (TensorProto.INT32, 0)}
 HEAD_STEP, TURNED_STEP = 8, 16  # numbers of a head that GroupQueryAttention takes at once, and where it turns them too
 KEYS, ROWS, ALL_KEYS, ALL_ROWS = "past_keys.{}", "past_values.{}", "keys.{}", "values.{}"
@@ -174,7 +174,7 @@ def attend(to: Cached, op: ops.Mix, w: Own) -> None:
 def over_cache(
     graph: Graph, block: Attention, layer: int, reads: Sequence[str], counts: tuple[int, int], cache: str, tables: Sequence[str] = ()
 ) -> str:  # fmt: skip
-    """Write attention of rows [r, w], in the numbers of the cache -> float32 [sequences, rows of each, w].
+    """Write attention of rows [r, w], in the numbers of the cache -> float32 [texts, rows of each, w].
 
     `reads`: q, k and v, or all three as one value; `counts`: heads of q, and of k and v; `tables`: of positions by which they are turned.
     """

@@ -1,4 +1,4 @@
-"""Steps of sequences under way, done by all ranks of a plan: each computes its heads and columns of all rows, and two sums a layer bring
+"""Steps of texts under way, done by all ranks of a plan: each computes its heads and columns of all rows, and two sums a layer bring
 them together. Rank 0 says what a step is, with the first message of it; the others follow. A piece of a prompt may be cut into tiles of
 rows: the sums of one travel while the next is computed.
 
@@ -118,7 +118,7 @@ class Decoder:
     # rank 0
 
     def step(self, order: Order, x: Array) -> list[Scores]:
-        """Do a step with the embedded rows `x` [rows, hidden]; return the scores behind each sequence. Rank 0 calls it."""
+        """Do a step with the embedded rows `x` [rows, hidden]; return the scores behind each text. Rank 0 calls it."""
         order.write(self.message.view(np.int32), self.slots)
         np.copyto(self.x[: order.rows], x)
         if order.rows == 1:

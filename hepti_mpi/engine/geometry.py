@@ -36,7 +36,7 @@ class Geometry:
             ring.free()
 
     def tell(self, lengths: Array, tables: dict[Rotary, tuple[Array, Array]]) -> None:
-        """Note how many rows each sequence has."""
+        """Note how many rows each text has."""
         each = self.order.each
         self.told["reach"][:] = lengths + (each - 1)
         self.told["most"][...] = int(lengths.max()) + each

@@ -10,14 +10,14 @@ from hepti_mpi.models.numerics import Array
 from hepti_mpi.program.plan import tiles_of
 
 END, REST, STEP = 0, 1, 2  # what rank 0 says
-HEADER, COPY = 8, 4  # numbers of a message before the rows that each sequence has, and of each copy behind those
+HEADER, COPY = 8, 4  # numbers of a message before the rows that each text has, and of each copy behind those
 
 
 @dataclass(frozen=True)
 class Order:
-    """What a step is: `each` rows of `count` sequences, in the slots from `first` on, which have `lengths` rows already.
+    """What a step is: `each` rows of `count` texts, in the slots from `first` on, which have `lengths` rows already.
 
-    `candidates`: how many of the likeliest words of each part of the vocabulary are wanted behind the last row of each sequence, or behind
+    `candidates`: how many of the likeliest words of each part of the vocabulary are wanted behind the last row of each text, or behind
     `every` row; 0: all of them; -1: no scores at all. `copies`: of rows between slots (State.copy) before it, as many as slots at most.
     """
 
@@ -44,7 +44,7 @@ class Order:
             numbers[HEADER + slots :][: COPY * len(self.copies)] = np.ravel(self.copies)
 
     def cut(self, tiles: int) -> "list[tuple[int, Order]]":
-        """Return the parts that are computed one after the other, each with the row it begins at: of rows of one sequence up to so many
+        """Return the parts that are computed one after the other, each with the row it begins at: of rows of one text up to so many
         tiles, else all."""
         if self.count > 1 or tiles_of(tiles, self.each) == 1:
             return [(0, self)]

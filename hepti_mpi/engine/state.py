@@ -1,8 +1,8 @@
-"""The keys and values that sequences under way left in attention: on each rank those of its own heads.
+"""The keys and values that texts under way left in attention: on each rank those of its own heads.
 
-Every sequence has a slot; past and present lie in one buffer per layer, which kernels write into where they are. Memory is taken as rows
+Every text has a slot; past and present lie in one buffer per layer, which kernels write into where they are. Memory is taken as rows
 come in, not when the buffers are made: by huge pages where all layers together are large enough for them (NumPy asks for those from 4 MiB
-on), since steps of several sequences read here and there. Knows shapes and slots; knows no kernel, no MPI and no token.
+on), since steps of several texts read here and there. Knows shapes and slots; knows no kernel, no MPI and no token.
 """
 
 from collections.abc import Iterable, Sequence

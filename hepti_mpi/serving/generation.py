@@ -34,7 +34,7 @@ class Stepper(Protocol):
         """Rows that a slot has room for."""
 
     def prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> Scores | None:
-        """Take rows `first` and on of the sequence in `slot`; return the scores behind the last one unless `candidates` is None.
+        """Take rows `first` and on of the text in `slot`; return the scores behind the last one unless `candidates` is None.
 
         `candidates`: as Sampling.candidates.
         """
@@ -46,7 +46,7 @@ class Stepper(Protocol):
         """Let rows `first` to `stop` of `source` be those of `slot` too, behind all steps so far and before the next one."""
 
     def check(self, slot: int, ids: Sequence[int], first: int, candidates: int) -> list[Scores]:
-        """Take rows `first` and on of the sequence in `slot`, all but the first of them guessed; return the scores behind each."""
+        """Take rows `first` and on of the text in `slot`, all but the first of them guessed; return the scores behind each."""
 
 
 @dataclass(eq=False)

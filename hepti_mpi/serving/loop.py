@@ -25,7 +25,7 @@ from hepti_mpi.program.steps import Compute
 from hepti_mpi.serving.request import Answerer
 from hepti_mpi.serving.scheduler import Lengths, Scheduler, Step
 from hepti_mpi.serving.sink import Listener
-from hepti_mpi.tuning.heartbeat import Pulse
+from hepti_mpi.tuning.pulse import Pulse
 from hepti_mpi.tuning.watch import Steady, Watch
 from hepti_mpi.tuning.wires import within
 

@@ -90,7 +90,7 @@ class InStages(Ranks):
         """See Ranks."""
         super().__init__(decoder, weights)
         self.stages, self.depth = decoder, decoder.depth
-        self.wanted: deque[list[int]] = deque()  # of each step under way, the sequences of it whose scores are
+        self.wanted: deque[list[int]] = deque()  # of each step under way, the texts of it whose scores are
 
     def begin_prefill(self, slot: int, ids: Sequence[int], first: int, candidates: int | None) -> None:
         self.stages.submit(*self._chunk(slot, ids, first, candidates))
