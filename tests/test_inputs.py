@@ -166,6 +166,8 @@ def test_tables(tmp_path):
     assert given(read(tmp_path, "x.csv", "text,text_pair,n,n,text_pair\na,b,1,2,c\n", field="text")) == ["a"]  # as what is not read
     assert given(read(tmp_path, "x.CSV", b"text\nok\nd\xffg\n")) == ["ok", "line 3 of x.CSV is not UTF-8: byte 2 is 0xff"]
     assert len(read(tmp_path, "x.csv", "text\n" + "word " * 50_000)[0].text) == 250_000
+    broken = read(tmp_path, "x.csv", b"id,text\n7,d\xffg\n\xfe,x\n8,a,b\n")  # a number that stands for another row would be worse than none
+    assert [item.id for item in broken] == ["7", None, None] and all(item.error for item in broken)
 
 
 def test_a_stray_quote_costs_its_own_line(tmp_path):

@@ -149,6 +149,17 @@ def test_arrays(spec, tmp_path):
     assert check_room(found, 2, 9)[0].error.endswith("; shorten it, or give a larger --context, up to 9")
 
 
+def test_a_gap_in_a_mask_is_refused_where_layers_look_back_so_far_only(spec, tmp_path):
+    """Mistral's window of transformers counts the positions that a mask leaves out; the next token was another one without a word."""
+    near = read_model(write_folder("mistral", tmp_path)).spec
+    ids, mask = np.full((3, 5), 7), np.array([[1, 1, 0, 1, 1], [0, 0, 1, 1, 1], [1, 1, 1, 1, 0]])
+    np.savez(tmp_path / "x.npz", input_ids=ids, attention_mask=mask)
+    gap, left, right = read_prompts(near, {}, str(tmp_path / "x.npz"))
+    assert gap.error.startswith("array 1 of x.npz: attention_mask leaves out positions between others; ") and not gap.ids
+    assert (left.error, right.error) == (None, None) and (len(left.ids), len(right.ids)) == (3, 4)
+    assert [one.error for one in read_prompts(spec, {}, str(tmp_path / "x.npz"))] == [None] * 3  # its positions are counted without them
+
+
 @pytest.mark.parametrize("name, content", [("x.csv", "text\nab\n"), ("x.txt", ""), ("x.bin", "ab")])
 def test_refusals(spec, tmp_path, name, content):
     with pytest.raises(InputError):

@@ -22,7 +22,7 @@ from hepti_mpi.serving.generation import Generator
 from hepti_mpi.serving.journal import Journal, journal_path, noted
 from hepti_mpi.serving.outputs import write_finished
 from hepti_mpi.serving.request import Question
-from hepti_mpi.serving.sink import Spoken
+from hepti_mpi.serving.sink import Filed, Spoken
 from hepti_mpi.serving.written import Written, finished_text, texts_head
 from hepti_mpi.supervisor.kept import Kept
 from hepti_mpi.supervisor.progress import State, read_state
@@ -101,6 +101,19 @@ def test_texts_on_a_screen_come_in_the_order_of_their_prompts():
     event([(0, "b")], [0])
     assert shown[1:] == [(None, "b", True), ("third", "xy", True)] and errors == [{"input": "second", "error": "no"}]
     assert (sink.write().inputs, sink.write().errors) == (3, 1)
+
+
+def test_a_text_that_cannot_be_written_ends_a_strict_run(tmp_path):
+    """It was noted as an error among the others, whatever --strict said; a journal that holds nothing stays nowhere."""
+    answers = [{"answer": {"input": "a"}}, {"answer": {"input": "b", "error": "no"}, "error": "no"}]
+    for first, kept in ((0, False), (1, True)):
+        sink = Filed(Question(output=tmp_path / f"{first}.jsonl", strict=True), print)
+        sink.begin({}, 3, {})
+        sink.event(Written(0.1, [Prompt(0, "", {})] * first, answers[:first], [], [], True))
+        with pytest.raises(InputError, match="^no$"):
+            sink.event(Written(0.1, [Prompt(1, "", {}), Prompt(2, "", {})], answers, [], [], True))
+        assert (tmp_path / f"{first}.jsonl.journal").exists() == kept
+    assert Written(0.1, [], answers).finished == answers
 
 
 @pytest.mark.parametrize("output, shown, told", [
@@ -182,4 +195,5 @@ def test_arrays_with_errors(tmp_path):
     write_finished(tmp_path / "o.npz", kept)
     with np.load(tmp_path / "o.npz") as found:
         assert found["tokens"].tolist() == [[7, -1, -1], [-1, -1, -1]] and found["errors"].tolist() == ["", "bad"]
-        assert found["logits"][0, :, 0].tolist() == [0, 1, 0, 1, 0] and not found["logits"][1].any() and found["id"].tolist() == ["", "b"]
+        assert found["logits"][0, :, 0].tolist() == [0, 1, 0, 1, 0] and found["id"].tolist() == ["", "b"]
+        assert np.isnan(found["logits"][1]).all()  # 0 is what a position without a token has

@@ -65,7 +65,7 @@ def generate(session: "Session", question: "Question", writing: Writing, machini
         loaded = writers.load(session, *room, machining, task.state if task else None)
         before = copy(session.machine.emulation)
         if task is not None:
-            result = writers.led(loaded, session, partial(_answered, loaded, session, task, writing.logits))
+            result = writers.led(loaded, session, partial(_answered, loaded, session, task, writing.logits, question.strict))
         else:
             writers.follow(loaded, session)
         ran = loaded, world.gather_all(writers.facts(loaded, session) | session.machine.emulation.since(before))
@@ -168,7 +168,7 @@ def _typical(task: Task) -> dict[str, int]:
     return {"prompt": max(1, round(rows_taken_in(one.ids for one in task.left) / count)), "answer": round(sum(answers) / count)}
 
 
-def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> Result:
+def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool, strict: bool) -> Result:
     """Answer all prompts that are left, as many at once as there are slots, while another thread writes."""
     from hepti_mpi.comm import interrupts
     from hepti_mpi.serving.generation import Event
@@ -184,13 +184,13 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool) -> R
     with meanwhile("writing", len(task.left), shown) as meter, Beside(task.sink, meter, Noted()) as beside:
 
         def tell(events: list[Event], seconds: float) -> None:
-            written = Written(seconds)
+            written = Written(seconds, strict=strict)
             for event in events:
                 prompt = prompts[id(event.answer)]
                 written.add(prompt, event)
                 if event.finish is not None:
                     written.requests.append(prompt)
-                    written.finished.append(finished_text(prompt, event.answer, event.answer.sampling.max_tokens, result.logits))
+                    written.kept.append(finished_text(prompt, event.answer, event.answer.sampling.max_tokens, result.logits))
             if beside.behind:  # whoever reads is slow: nobody is to take this rank for lost meanwhile
                 loaded.rest()
             beside.event(written)

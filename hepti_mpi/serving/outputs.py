@@ -209,7 +209,7 @@ def write_finished(path: Path, finished: Sequence[Finished], sign: Sign = lambda
 
 def _write_tokens(path: Path, finished: Sequence[Finished], sign: Sign) -> None:
     """Write `tokens` [texts, most that were asked for], -1 behind the end, and, where there are any, `logits` [texts, positions, words],
-    0 where there is no token; "errors" and "id" where there are any."""
+    0 where there is no token, NaN of a prompt that was not answered; "errors" and "id" where there are any."""
     tokens = np.full((len(finished), max(item["row"]["most"] for item in finished)), -1, np.int64)
     for row, item in zip(tokens, finished):
         made = item["answer"].get("tokens", ())
@@ -219,8 +219,7 @@ def _write_tokens(path: Path, finished: Sequence[Finished], sign: Sign) -> None:
     if words is not None:
         arrays["logits"] = np.zeros((len(finished), max(item["row"]["width"] for item in finished), words), np.float32)
         for target, item in zip(arrays["logits"], finished):
-            if "logits" in item:
-                target[decoded(item["row"]["keep"])] = item["logits"]
+            target[decoded(item["row"]["keep"]) if "logits" in item else ...] = item.get("logits", np.nan)
     named = [item | ({"id": item["answer"]["id"]} if "id" in item["answer"] else {}) for item in finished]
     with _answer_file(path) as file:
         np.savez(file, **arrays, **_beside(named))

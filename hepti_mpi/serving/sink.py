@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.launcher import command_line, host_name, launched, mpirun_is_here
+from hepti_mpi.errors import InputError
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Journal, journal_path
 from hepti_mpi.serving.outputs import Finished, Tally, check_apart, check_path
@@ -194,7 +195,13 @@ class Filed:
     def event(self, event: Event) -> None:
         self.answered += len(event.requests)
         if self.journal is not None:
-            self.journal.add(event.places, event.finished, event.seconds, event.grown)
+            try:
+                finished = event.finished
+            except InputError:  # if strict: then nothing is left behind that holds nothing
+                if not self.journal.finished and not self.journal.begun:
+                    self.journal.remove()
+                raise
+            self.journal.add(event.places, finished, event.seconds, event.grown)
         elif event.places:
             self.held[tuple(event.places)] = event
 

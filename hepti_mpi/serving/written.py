@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.prompts import Prompt
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving.generation import Answer, Event
@@ -20,14 +21,23 @@ from hepti_mpi.weights.store import Store
 
 @dataclass
 class Written:
-    """The event that texts grew in a step of `seconds` (serving.sink.Event). `requests`: prompts whose answers have ended, which are
-    `finished`; `said`: what was added to texts, by places."""
+    """The event that texts grew in a step of `seconds` (serving.sink.Event). `requests`: prompts whose answers have ended, of which `kept`
+    is there; `said`: what was added to texts, by places; `strict`: a text that cannot be written ends the run."""
 
     seconds: float
     requests: list[Prompt] = field(default_factory=list)
-    finished: list[Finished] = field(default_factory=list)
+    kept: list[Finished] = field(default_factory=list)
     grown: list[list[Any]] = field(default_factory=list)
     said: list[tuple[int, str]] = field(default_factory=list)
+    strict: bool = False
+
+    @property
+    def finished(self) -> list[Finished]:
+        """What is kept of those that have ended. Raises InputError when one is no answer, if strict."""
+        wrong = next((one["error"] for one in self.kept if "error" in one), None)
+        if self.strict and wrong is not None:
+            raise InputError(wrong)
+        return self.kept
 
     @property
     def places(self) -> list[int]:

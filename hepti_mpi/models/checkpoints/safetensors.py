@@ -167,5 +167,5 @@ def _instead(folder: Path) -> str:
     graph = min((path for pattern in GRAPHS for path in folder.glob(pattern)), default=None)
     if graph is not None:
         return f", only {shown(graph.relative_to(folder), 60)}, a graph whose weights are not read; fetch the model's {SINGLE} too"
-    found = sorted(path.name for path in folder.glob("*.safetensors"))
+    found = sorted(path.name for path in folder.glob("*.safetensors") if os.path.isfile(path))
     return f", only {shown(', '.join(found))}; rename the one that is meant to {SINGLE}" if found else ""

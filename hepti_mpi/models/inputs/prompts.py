@@ -191,6 +191,9 @@ def _row(spec: ModelSpec, place: int, where: str, ids: np.ndarray, mask: np.ndar
     made = Prompt(place, where, {"input": where}, kept.tolist(), keep=keep, width=len(ids))
     if not len(keep):
         return replace(made, ids=[], error=f"{where}: attention_mask leaves no position")
+    if keep[-1] - keep[0] >= len(keep) and any(layer.attention.window is not None for layer in spec.each()):
+        why = "this model's layers look back over a number of positions, those that are left out among them"
+        return replace(made, ids=[], error=f"{where}: attention_mask leaves out positions between others; {why}")
     if kept.min() < 0 or kept.max() >= size:
         odd = int(kept.min() if kept.min() < 0 else kept.max())
         return replace(made, ids=[], error=f"{where}: input_ids holds {odd}, the model takes 0 to {size - 1}")

@@ -266,10 +266,12 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
             if len(row) > len(head):
                 quote = f"quote a text that holds a {json.dumps(delimiter)}"
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
+            values = dict(zip(head, row))
             if wrong:
-                yield Item(where, shown(whole, SHOWN), error=wrong)
+                sure = len(row) <= len(head) and not bad_byte(values.get(ID, ""), where)  # else cells stand in columns of others
+                yield Item(where, shown(whole, SHOWN), id=values.get(ID) if sure else None, error=wrong)
             else:
-                yield _of_fields(dict(zip(head, row)), where, whole, reading, cells=True)
+                yield _of_fields(values, where, whole, reading, cells=True)
 
 
 def _rows(lines: Sequence[str], delimiter: str) -> Iterator[tuple[int, list[str] | csv.Error]]:
