@@ -159,6 +159,7 @@ def test_a_row_of_nothing_harms_no_other(tmp_path):
     np.testing.assert_array_equal(np.delete(one, 2, axis=0), np.delete(other, 2, axis=0))
 
 
+@pytest.mark.usefixtures("costs_once")
 @pytest.mark.parametrize("error, name", [(0.5, "q4-wide"), (1e-6, "q8"), (1e-9, "f16"), (0, "f32")])
 def test_as_few_bits_as_an_error_allows(tmp_path, monkeypatch, error, name):
     monkeypatch.setattr(slicing, "LESS", 0.0)  # all products in one format: mixes are in test_sensitivity.py

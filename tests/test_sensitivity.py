@@ -85,6 +85,7 @@ def test_what_loses_most_for_a_byte_comes_first():
     assert most_worth(losses, few, more) == [up, q, down]
 
 
+@pytest.mark.usefixtures("costs_once")
 def test_auto_keeps_the_sensitive_products_in_more_bits(tmp_path, monkeypatch):
     """One product has numbers in each block that leave few steps to the others."""
     sensitive = "layers.1.mlp.down.weight"
@@ -115,6 +116,7 @@ def test_auto_keeps_the_sensitive_products_in_more_bits(tmp_path, monkeypatch):
     assert inspected.exit_code == 0 and {"q4", "q8"} < {part.split()[0] for part in line.removeprefix("formats: ").split(", ")}
 
 
+@pytest.mark.usefixtures("costs_once")
 def test_one_format_for_all_where_a_mix_saves_too_little(tmp_path, monkeypatch):
     monkeypatch.setattr(slicing, "LESS", 0.0)
     done = auto(tmp_path, 1e-6)
@@ -123,6 +125,7 @@ def test_one_format_for_all_where_a_mix_saves_too_little(tmp_path, monkeypatch):
         assert store.spec.formats == {"": "q8"}
 
 
+@pytest.mark.usefixtures("costs_once")
 def test_every_mix_that_is_kept_costs_little_enough(tmp_path):
     """Also by what it says: the last one that did not cost too much is what is written."""
     done = auto(tmp_path, 1e-6)
@@ -132,6 +135,7 @@ def test_every_mix_that_is_kept_costs_little_enough(tmp_path):
     assert all(float(cost) > 1e-6 for name, cost in tried.items() if " of " in name and int(name.split()[2]) < int(found["count"]))
 
 
+@pytest.mark.usefixtures("costs_once")
 def test_nothing_half_written_is_left_of_a_mix(tmp_path, monkeypatch):
     tried = []
 
