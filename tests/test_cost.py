@@ -19,12 +19,13 @@ from hepti_mpi.planning import traffic, walk
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.price import Pricer, extended
 from hepti_mpi.planning.prices import Prices
-from hepti_mpi.planning.traffic import RING_GAIN, groups
+from hepti_mpi.planning.traffic import RING_GAIN, Shares, facts_of, groups, numbers
 from hepti_mpi.planning.work import bytes_of_number
 from hepti_mpi.program.buffers import Laid, buffers, distributions
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.operation import Share
 from hepti_mpi.program.ops import Cast, Norm
+from hepti_mpi.program.ownership import EXCHANGES, Held, boxes, cells
 from hepti_mpi.program.plan import LAYOUTS as ALL_LAYOUTS
 from hepti_mpi.program.steps import OUTER, Compute, Sync
 
@@ -604,3 +605,21 @@ def test_a_ring_waits_for_what_else_comes_to_the_right():
         list(Pricer(SPEC, profile, 97).batch([plan]).steps((exchange,), one))
     usual, late = (one.up[:, 0] for one in walks)
     assert late[1] >= 1 > usual[1]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in EXCHANGES if kind != "slice"])
+def test_what_ranks_give_each_other_is_what_moves(kind):
+    """Of tiles, with ranks that have no rows or no heads."""
+    random, (have, want), width = np.random.default_rng(len(kind)), EXCHANGES[kind], 48
+    rows, heads = random.integers(0, 9, (4, 2, 30)), random.multinomial(12, (0.4, 0.3, 0.2, 0.1), 30).T[:, None]
+    facts = facts_of([Sync(kind, ("a",), ("b",), 0, width)])
+    given, taken, blocks = numbers(facts, Shares(rows, heads, heads), 12)[:, :, 0]
+    ends = np.cumsum(heads, axis=0) * width // 12
+    columns = np.stack([ends - heads * width // 12, ends], axis=1)
+    for tile in range(2):
+        both = [Held(boxes(one, rows.swapaxes(0, 1), tile, columns[:, :, 0], width), one.terms) for one in (have, want)]
+        every = given[:, None, tile] * taken[None, :, tile]
+        moved = cells(*both)
+        apart = ~np.eye(4, dtype=bool)
+        assert (every[apart] == moved[apart]).all()
+        assert (blocks[:, tile] == both[have.terms].sizes).all()

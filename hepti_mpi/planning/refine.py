@@ -35,6 +35,7 @@ HOPE = 1.1  # candidates that promise to be this much slower than the best may s
 FIRST_HOPE = 1.15  # the first of a strategy, too
 CUTTING = 1.2  # times the best that is not cut: what its busiest rank alone makes slower is not cut either
 WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
+SAME_WAIT = 9  # digits of seconds by which ranks wait as long: what is behind them is rounding
 NEAR_BEST = 2  # candidates that are climbed further
 
 
@@ -61,12 +62,7 @@ class Refinement:
         being the best stays as it is."""
         every = [list(ones) for ones in kinds]
         least = min((one.price.seconds for ones in every for one in ones if one.plan.divided), default=np.inf)
-        promised = list[tuple[tuple[float, float, list[Candidate]], list[Candidate]]]()
-        for one, *others in sorted(every, key=lambda ones: order(ones[0])):
-            promised.append((promise := self.promise(one, least), others))
-            if one.plan.divided:  # what is cut is the sooner, and fewer others are worth cutting
-                least = min(least, promise[0])
-        promising = sorted(promised, key=lambda one: (one[0][0], *order(one[0][2][0])))
+        promising = sorted(((self.promise(ones[0], least), ones[1:]) for ones in every), key=lambda one: (one[0][0], *order(one[0][2][0])))
         found: list[list[Candidate]] = []
         climbed: set[str] = set()  # strategies: were none of one climbed, forcing it could find a better plan than searching all
         for number, ((_, hope, starts), others) in enumerate(promising):
@@ -269,7 +265,7 @@ class Refinement:
 
     def pairs(self, candidate: Candidate) -> Iterator[tuple[int, int]]:
         """Yield (from, to); with many ranks only from the busiest and to the idlest few."""
-        active = sorted(candidate.plan.active, key=lambda rank: float(candidate.price.wait[rank]))
+        active = sorted(candidate.plan.active, key=lambda rank: round(float(candidate.price.wait[rank]), SAME_WAIT))
         few = len(active) if len(active) <= 4 else 3
         for one in active[:few]:
             for other in active[-few:]:

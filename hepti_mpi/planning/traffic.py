@@ -1,4 +1,4 @@
-"""What exchanges put on the links of ranks, for many plans at once. Pure: knows boxes, bytes and links; no clock and no model.
+"""What exchanges put on the links of ranks, for many plans at once. Pure: knows holdings, bytes and links; no clock and no model.
 
 Arrays are [ranks, ...], [from, to, ...] or [...], where ... is plans or, of many exchanges at once, exchanges, tiles and plans; an axis
 is 1 where all have the same. Plans are the last, since sums over few ranks of many plans are many times sooner so.
@@ -14,7 +14,7 @@ import numpy as np
 from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.planning.collectives import collective
 from hepti_mpi.program.ops import CASTS
-from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, Held, Holding, boxes, cells
+from hepti_mpi.program.ownership import EVEN, FULL, ROOT, ROWS, Holding
 from hepti_mpi.program.steps import Sync
 
 RING_GAIN = 1.1  # how much less than the direct way a ring must put on the busiest link
@@ -141,8 +141,8 @@ def traffic(
     """Return what exchanges are by messages, of each tile. `heads`: of the model; `rings`: whether uneven blocks go round, as long ones do;
     `fixed`: seconds that sending takes to start, and for each second of sending, and that an exchange takes beside what its bytes do."""
     count = len(shares.rows)
-    have, want = held(facts, shares, heads)
-    sizes = np.where(facts.terms, want.sizes, have.sizes) * facts.size  # of each rank's block
+    given, taken, sizes = numbers(facts, shares, heads)
+    sizes *= facts.size
     ring = np.zeros(sizes.shape[1:], bool)
     largest = sizes.max(axis=0)
     if count > 2 and facts.may.any() and (rings or (largest >= RING_BLOCK).any()):
@@ -151,7 +151,7 @@ def traffic(
     rounds, straight = _round(sizes, facts.terms, links) if ring.any() else None, None
     own = sizes
     if not ring.all():
-        bytes_ = cells(have, want) * facts.size
+        bytes_ = (given * facts.size)[:, None] * taken
         own = bytes_[range(count), range(count)]
         bytes_[range(count), range(count)] = 0.0  # what a rank has already
         straight = _direct(bytes_, links)
@@ -184,13 +184,11 @@ def _handled(facts: "Facts", own: np.ndarray, ring: np.ndarray, others: int, han
 
 
 class Facts(NamedTuple):
-    """Of each exchange, [exchanges], which of those `held`, with their numbers in a row, is what ranks have, and what they want; and
-    [exchanges, 1, 1]: whether it is of terms, whether it is from or to the root, the bytes of a number, the numbers in a row, how long
-    casts of what came take, whether it may go round, whether all want all, and whether a rank copies its own."""
+    """Of each exchange what ranks have, what they want and how many numbers a row has (`ends`), and, [exchanges, 1, 1]: whether it is of
+    terms, whether it is from or to the root, the bytes of a number, the numbers in a row, how long casts of what came take, whether it may
+    go round, whether all want all, and whether a rank copies its own."""
 
-    held: tuple[tuple[Holding, int], ...]
-    have: np.ndarray
-    want: np.ndarray
+    ends: tuple[tuple[Holding, Holding, int], ...]
     terms: np.ndarray
     outer: np.ndarray
     size: np.ndarray
@@ -210,10 +208,8 @@ def facts_of(syncs: Sequence[Sync]) -> Facts:
          # what is gathered of a sum of even blocks is there already (engine.routes)
          sync.want == FULL, not sync.have.terms and sync.have not in (FULL, EVEN)) for sync in syncs
     ]  # fmt: skip
-    ends = [((sync.have, sync.width), (sync.want, sync.width)) for sync in syncs]
-    known = tuple(dict.fromkeys(one for both in ends for one in both))
-    have, want = np.array([list(map(known.index, both)) for both in ends]).T
-    return Facts(known, have, want, *(np.array(some)[:, None, None] for some in zip(*facts)))
+    ends = tuple((sync.have, sync.want, sync.width) for sync in syncs)
+    return Facts(ends, *(np.array(some)[:, None, None] for some in zip(*facts)))
 
 
 def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, places: tuple[int, int]) -> list[list[Any]]:
@@ -224,13 +220,33 @@ def _taken(kind: type[Any], way: Sequence[np.ndarray | None] | None, any_: Any, 
     return [[kind(*one) if whether else None for whether, *one in zip(which, *some)] for which, some in zip(any_, found)]
 
 
-def held(facts: Facts, shares: Shares, heads: int) -> tuple[Held, Held]:
-    """Return who has and who wants what of each tile of exchanged values."""
-    ends = np.cumsum(shares.heads, axis=0)
-    columns = np.stack([ends - shares.heads, ends], axis=1)
-    known = [boxes(holding, shares.rows[None], 0, columns * width // heads, width) for holding, width in facts.held]
-    every = np.stack(known, axis=2, dtype=float)
-    return Held(every.take(facts.have, axis=2), facts.terms), Held(every.take(facts.want, axis=2))
+def numbers(facts: Facts, shares: Shares, heads: int) -> np.ndarray:
+    """Return, [3, ranks, exchanges, tiles, plans], of numbers two factors, of who gives and of who takes them, whose product the one gives
+    the other (ownership.cells), and those of each rank's block: of a sum what it wants of it, else what it has."""
+    rows, first = shares.rows, np.zeros((len(shares.rows), 1, 1))
+    first[0] = 1  # of the root the first is told
+    total, ends = rows.sum(axis=0), np.cumsum(shares.heads, axis=0)
+    each, more = np.divmod(total, len(rows))
+    own = {"rows": rows, "full": total, "root": first * total, "even": each + (np.arange(len(rows))[:, None, None] < more)}
+
+    def columns(holding: Holding, width: int) -> Any:
+        """Return the columns of each rank of a value that has so many."""
+        return width if holding.columns == "hidden" else ends * width // heads - (ends - shares.heads) * width // heads
+
+    found = np.empty((3, len(rows), len(facts.ends), *rows.shape[1:]))
+    for number, (have, want, width) in enumerate(facts.ends):
+        given, taken = found[:2, :, number]
+        given[:], taken[:] = (columns(have, width), 1) if have.columns == "heads" else (1, columns(want, width))
+        if have.rows == "full":  # whoever takes some has it of everybody
+            taken *= own[want.rows]
+        elif want.rows == "full":
+            given *= own[have.rows]
+        else:
+            given *= first if have.rows == "root" else rows
+            taken *= first if want.rows == "root" else rows
+        block = want if have.terms else have
+        found[2, :, number] = own[block.rows] * columns(block, width)
+    return found
 
 
 def _direct(bytes_: np.ndarray, links: Links) -> Sent:
