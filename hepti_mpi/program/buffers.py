@@ -1,12 +1,14 @@
 """Where the values of a program live and what each step must wait for. Pure: knows steps and names of values; no sizes, no MPI."""
 
-from functools import lru_cache
-
+from hepti_mpi.program.kept import Kept
 from hepti_mpi.program.operation import Form
 from hepti_mpi.program.ownership import ROOT
-from hepti_mpi.program.steps import EMBEDDED, KEPT, RESULT, Compute, Program, Same, Step, Value
+from hepti_mpi.program.steps import EMBEDDED, KEPT_STEPS, RESULT, Compute, Program, Same, Step, Value
 
 REST = 4  # steps per tile that a buffer rests
+
+LaidOut = tuple[dict[str, Value], list[tuple[tuple[str, ...], tuple[str, ...]]]]
+_LAID: Kept[LaidOut] = Kept(KEPT_STEPS)
 
 
 class Laid:
@@ -14,14 +16,13 @@ class Laid:
 
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.values, self.interfaces = _laid(Same(program))
+        self.values, self.interfaces = _LAID.get(Same(program), lambda: _laid(program), lambda _: len(program))
 
 
-@lru_cache(KEPT)
-def _laid(program: Same) -> tuple[dict[str, Value], list[tuple[tuple[str, ...], tuple[str, ...]]]]:
+def _laid(program: Program) -> LaidOut:
     """Return the values and interfaces of a program; nobody changes them."""
-    values = distributions(program.it)
-    return values, [interface(values, step) for step in program.it]
+    values = distributions(program)
+    return values, [interface(values, step) for step in program]
 
 
 def distributions(program: Program) -> dict[str, Value]:

@@ -3,20 +3,21 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from typing import NamedTuple
 
 from hepti_mpi.models.blocks import KINDS, Attention, Norm
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program import ops
+from hepti_mpi.program.kept import Kept
 from hepti_mpi.program.operation import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
 from hepti_mpi.program.plan import Plan
-from hepti_mpi.program.steps import EMBEDDED, KEPT, RESULT, Compute, Program, Same, Step, Sync
+from hepti_mpi.program.steps import EMBEDDED, KEPT_STEPS, RESULT, Compute, Program, Same, Step, Sync
 
 FINAL = "final.norm"  # the weights of the norm behind the last layer
 SEGMENT_BYTES = 1 << 30  # of layers that one segment may have: what no kernel reads from a file is in its model, which holds 2 GiB
 PAGED_BYTES = 1 << 27  # the same where weights are mapped: a segment is in memory while its file is made, and where it is opened
+_PROGRAMS: Kept[Program] = Kept(KEPT_STEPS)
 
 
 def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Program:
@@ -27,7 +28,8 @@ def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Progr
     """
     tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
     segment = PAGED_BYTES if "mapped" in plan.weights_mode else SEGMENT_BYTES
-    return _made(Same(spec), _Asked(plan.layouts, plan.first, plan.wires, plan.reduction, tiles, segment, everywhere))
+    asked = _Asked(plan.layouts, plan.first, plan.wires, plan.reduction, tiles, segment, everywhere)
+    return _PROGRAMS.get((Same(spec), asked), lambda: _steps(spec, asked), len)  # many plans, of one cluster after the other, have the same
 
 
 class _Asked(NamedTuple):
@@ -45,12 +47,6 @@ class _Asked(NamedTuple):
     def numbers(self) -> range:
         """The numbers of the layers."""
         return range(self.first, self.first + len(self.layouts))
-
-
-@lru_cache(KEPT)
-def _made(spec: Same, asked: _Asked) -> Program:
-    """Return the steps of a model's plan. A planner prices many plans by the same steps, for one cluster after the other."""
-    return _steps(spec.it, asked)
 
 
 def _steps(spec: ModelSpec, asked: _Asked) -> Program:

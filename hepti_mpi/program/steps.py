@@ -110,4 +110,4 @@ class Same:
 Step = Compute | Sync
 Program = tuple[Step, ...]
 OUTER = ("bcast", "scatterv", "gatherv")
-KEPT = 128  # programs, which a search makes some 40 of; the next one for the same model begins with them
+KEPT_STEPS = 12_000  # of programs of late: a search makes some 40 of a few layers, by which the next one for the same model begins
