@@ -5,7 +5,6 @@ Knows what both ways take; how layers are divided is decoding.py's, which layers
 
 from dataclasses import dataclass
 
-from hepti_mpi import splits
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, HeptiError
 from hepti_mpi.models.spec import ModelSpec
@@ -55,7 +54,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     name = _meant(name, spec, len(profile.nodes))
     if name in staging.NAMES:
         return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
-    free = name in decoding.HEPTI and request.layout is None and request.shares is None and not splits.alone(profile.nodes)
+    free = name in decoding.HEPTI and request.layout is None and request.shares is None
     decision, stages, refusal = None, None, None
     try:
         decision = decoding.decide(name, spec, source_hash, profile, request)
@@ -65,7 +64,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
         try:
             stages = staging.staged("stages", spec, source_hash, profile, request, texts)
         except HeptiError:
-            pass  # there is no room for them, or are too few layers
+            pass  # there is no room for them, or are too few ranks or layers
     if decision is None:
         if stages is None:
             assert refusal is not None

@@ -1,5 +1,5 @@
 """What built-in inputs show of a model while its weights pass, a layer at a time: how large the numbers are that each product reads, and
-what float32 answers. Knows operations and their formulas; knows no format, no file and no ONNX.
+what float32 answers. Knows operations, their formulas and which formats ask for what; knows no file and no ONNX.
 """
 
 from collections import deque
