@@ -129,7 +129,7 @@ def divided(
     the other: two slow ranks alike have to give at once.
     """
     ranks = len(profile.nodes)
-    if request.shares is not None or not 1 < ranks <= MOST_RANKS:
+    if request.shares is not None or ranks > MOST_RANKS:
         return None
     tops = [_soonest(spec, request, costs, like, whole, rates, granule) for granule in dict.fromkeys((spec.group, spec.head_granule))]
     found = [top for top in tops if top is not None]
