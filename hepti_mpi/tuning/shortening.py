@@ -61,14 +61,12 @@ def loaded(
     if plan is None or plan.wire == WIRES[0] or decoder is None:
         return placement, chosen, decoder, 0.0
     exact = _Exact(machine, goal.store, decoder)
-    error = exact.error(plan.wires)
-    if error <= goal.tolerance:  # which one that is no number does not pass
-        return placement, chosen, decoder, error
-    found = ByLayer(goal.tolerance, exact.error, len(plan.layers))
-    found.search(plan.wires)
+    found = ByLayer(goal.tolerance, exact.error, plan.wires)
+    if found.wires == plan.wires:
+        return placement, chosen, decoder, found.error
     wire = wire_of(found.wires)
     (short, _), instead = in_words(plan.wire), "".join(in_words(wire))
-    what = f"{short} on the wire changes probabilities of words by {error:.2g}"
+    what = f"{short} on the wire changes probabilities of words by {found.told:.2g}"
     goal.say(f"{what}, more than --tolerance {goal.tolerance:g}: {instead} is used")
     decoder.send_as(wire)
     if wire == WIRES[0]:

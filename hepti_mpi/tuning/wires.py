@@ -21,17 +21,17 @@ PARTS = 8  # of the layers: smaller ones are not tried with a type of their own 
 
 
 class ByLayer:
-    """The types that travel in each layer, as short as they were found to change results by no more than is tolerated: float32 to begin
-    with, which changes nothing. `error`: by how much they change them."""
+    """The types that travel in each layer: those that were wanted, or where these change results by more than is tolerated, the shortest
+    one in as many layers as do not, the next longer one in the others; float32 changes nothing. `error`: by how much they change them, and
+    `told`: by how much those that were wanted do."""
 
-    def __init__(self, tolerance: float, error_of: Callable[[tuple[str, ...]], float], layers: int) -> None:
-        """`error_of`: by how much types by layer change results; it may be collective, and so is what follows then."""
+    def __init__(self, tolerance: float, error_of: Callable[[tuple[str, ...]], float], wires: tuple[str, ...]) -> None:
+        """`error_of`: by how much types by layer change results; where that is collective, this is."""
         self.tolerance, self.error_of = tolerance, error_of
-        self.wires, self.error = (WIRES[0],) * layers, 0.0
-
-    def search(self, wires: tuple[str, ...]) -> None:
-        """Begin with types that were found to change too much: the shortest one travels in as many layers as do not, the next longer one
-        in the others."""
+        self.wires, self.error, self.told = (WIRES[0],) * len(wires), 0.0, error_of(wires)
+        if self.told <= tolerance:  # which a result that is no number does not pass
+            self.wires, self.error = wires, self.told
+            return
         for longer, short in reversed([*pairwise(WIRES)]):
             places = [place for place, one in enumerate(wires) if one == short]
             wires = tuple(longer if one == short else one for one in wires)
@@ -42,7 +42,7 @@ class ByLayer:
     def takes(self, wires: tuple[str, ...]) -> bool:
         """Take these instead, if they do not change too much; tell whether."""
         error = self.error_of(wires)
-        if error <= self.tolerance:  # which a result that is no number does not pass
+        if error <= self.tolerance:
             self.wires, self.error = wires, error
         return error <= self.tolerance
 
@@ -59,24 +59,21 @@ class ByLayer:
 
 
 def within(ready: Ready) -> tuple[Ready, float]:
-    """Return what is ready knowing what its wire changes; where that is more than its tolerance, with the shortest type that travels in
-    some layers only, as many as do not change more, and the next longer one in the others. Collective.
+    """Return what is ready knowing what its wire changes; where that is more than its tolerance, with types by layer. Collective.
 
     Return also the largest change that was found of the wire as it was.
     """
     if ready.plan.wire == WIRES[0]:
         return replace(ready, wire_error=0.0), 0.0
     exact = Exact(ready, ready.plan.planned_rows)
-    error = exact.error(ready)
-    if error <= ready.tolerance:  # which a result that is no number does not pass
-        return replace(ready, wire_error=error), error
 
     def error_of(wires: tuple[str, ...]) -> float:
         return exact.error(swap(ready, replace(ready.plan, wire=wire_of(wires))))
 
-    found = ByLayer(ready.tolerance, error_of, len(ready.plan.layers))
-    found.search(ready.plan.wires)
-    return replace(swap(ready, replace(ready.plan, wire=wire_of(found.wires), predicted_seconds=None)), wire_error=found.error), error
+    found = ByLayer(ready.tolerance, error_of, ready.plan.wires)
+    if found.wires != ready.plan.wires:
+        ready = swap(ready, replace(ready.plan, wire=wire_of(found.wires), predicted_seconds=None))
+    return replace(ready, wire_error=found.error), found.told
 
 
 class Exact:
