@@ -72,6 +72,34 @@ def test_arguments_of_calls_are_objects_whoever_asks():
     assert [found["tool_calls"][0]["function"]["arguments"], *found["tool_calls"][1:]] == [{"a": 1}, {"function": {"arguments": "{"}}, 3]
 
 
+CALLED = [{"type": "function", "function": {"name": "light", "arguments": '{"on":true}'}}]
+CALLS = "{% for c in m.tool_calls or () %}light{{ c.function.name[5:] }}{% endfor %}"
+
+
+def called(each, content):
+    """Return what a template of `each` message makes of a talk with a call of a tool, beside which that is the content."""
+    asked, answer = {"role": "user", "content": "x"}, {"role": "tool", "content": "ok"}
+    talk = [asked, {"role": "assistant", "content": content, "tool_calls": CALLED}, answer]
+    return ChatTemplate(f"{{% for m in messages %}}{each}{{% endfor %}}", {}).text(checked_messages(talk))
+
+
+@pytest.mark.parametrize("how, made", [
+    ("{{ '(' + c.function.arguments + ')' }}", '({"on":true})'),  # DeepSeek R1's: what OpenAI's clients send, letter by letter
+    ("({{ c.function.arguments }})", '({"on":true})'),  # which made {'on': True} of an object
+    ("({{ c.function.arguments | tojson }})", '({"on": true})'),
+])  # fmt: skip
+def test_arguments_of_calls_are_text_where_a_template_asks_for_that(how, made):
+    assert called("{{ m.content }}" + CALLS.replace("{% endfor %}", how + "{% endfor %}"), "") == f"xlight{made}ok"
+
+
+@pytest.mark.parametrize("how, made", [
+    ("{% if m['content'] is none %}<calls>{% else %}<{{ m['content'] }}>{% endif %}", "<x><calls>light<ok>"),  # DeepSeek R1's, too
+    ("<{{ m.content }}>", "<x><>light<ok>"),  # and not None
+])  # fmt: skip
+def test_a_content_of_null_is_one_to_a_template_that_looks_for_it(how, made):
+    assert called(how + CALLS, None) == made
+
+
 CHATS = json.loads((Path(__file__).parent / "golden" / "chats.json").read_text())
 FORMS = {"smollm2": "texts", "qwen3": "texts", "tulu": "texts", "printing": "texts", "smolvlm": "parts"}  # that these can take, others all
 

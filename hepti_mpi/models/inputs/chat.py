@@ -60,6 +60,14 @@ class _Generation(Extension):
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
+class _Arguments(dict[str, Any]):
+    """Arguments of a call, with the text that said them, under a name that no template can read: it would hide an argument called so."""
+
+    def __init__(self, values: Mapping[str, Any], text: str) -> None:
+        super().__init__(values)
+        self._text = text
+
+
 class _Refusal(Exception):
     """The template says that a talk is not one for it."""
 
@@ -117,7 +125,8 @@ class ChatTemplate:
             return self._text_with_tools(messages, answer, tools, more)
         context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | dict(more or {})
         talk = [_reasoned(message if self.reads(DEVELOPER) else _of_system(message)) for message in messages]
-        tried = [self._tried(talk, context)]
+        talk, first = self._first(talk, context)
+        tried = [first]
         for turned in (_other_form, _with_calls_told):
             lost = tried[-1].lost
             if not lost:
@@ -157,6 +166,29 @@ class ChatTemplate:
                 return text
         self.text(messages, answer, None, more)  # which may be what is wrong
         raise InputError("the model's chat template knows no tools, nor a message that tells of them; leave tools out")
+
+    def _first(self, talk: list[Message], context: Mapping[str, Any]) -> tuple[list[Message], "_Made"]:
+        """Return messages and what the template makes of them: as they are, unless it takes them, or says all of them, only where arguments
+        of calls are text, or where a content of null is left out. Raises InputError when it refuses them all."""
+        forms: list[list[Message]] = []
+        for bare in (False, True):
+            for told in (False, True):
+                form = [_with_arguments_told(message) if told else message for message in (map(_bare, talk) if bare else talk)]
+                forms += [form] * (form not in forms)
+        if len(forms) == 1:
+            return talk, self._tried(talk, context)
+        found, refusal = list[tuple[list[Message], _Made]](), None
+        for form in forms:
+            try:
+                found.append((form, self._tried(form, context)))
+            except InputError as error:
+                refusal = error  # that of the plainest form is told
+            else:
+                if not any(_odd(*found[-1])):
+                    return found[-1]
+        if refusal is not None and not found:
+            raise refusal
+        return min(found, key=lambda one: _odd(*one))  # the first of equals
 
     def _tried(self, talk: Sequence[Message], context: Mapping[str, Any]) -> "_Made":
         """Return what the template makes of messages in the form that they have. Raises InputError when it refuses them."""
@@ -201,6 +233,32 @@ def _is_lost(message: Message, text: str) -> bool:
     said = [part["text"] for part in content] if isinstance(content, list) else [content or ""]
     named = [call["function"].get("name") for call in calls if _is_call(call)] if isinstance(calls, list) else []
     return (isinstance(content, list) and repr(content) in text) or any(str(one).strip() not in text for one in (*said, *named))
+
+
+def _odd(talk: Sequence[Message], made: _Made) -> tuple[float, int]:
+    """Return how much a template lost of messages, and how often it wrote what only programs write: None, or arguments in Python."""
+    calls = [call for message in talk for call in message.get("tool_calls") or () if _is_call(call)]
+    wrote = [repr(one) for call in calls if isinstance(one := call["function"].get("arguments"), dict) and one]
+    return made.cost, made.text.count("None") + sum(one in made.text for one in wrote)
+
+
+def _bare(message: Message) -> Message:
+    """Return a message without a content of null."""
+    return {key: one for key, one in message.items() if key != "content" or one is not None}
+
+
+def _with_arguments_told(message: Message) -> Message:
+    """Return a message in which the arguments of calls are text: for templates that put them between others, as DeepSeek R1's."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list):
+        return message
+    told = [call | {"function": call["function"] | {"arguments": _text_of(call["function"].get("arguments"))}} if _is_call(call) else call
+            for call in calls]  # fmt: skip
+    return {**message, "tool_calls": told}
+
+
+def _text_of(arguments: Any) -> Any:
+    return arguments._text if isinstance(arguments, _Arguments) else _as_json(arguments) if isinstance(arguments, dict) else arguments
 
 
 def _is_plain(message: Message) -> bool:
@@ -278,8 +336,9 @@ def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def checked_messages(value: object) -> list[dict[str, Any]]:
-    """Return the messages of `value`, each with a role and a content, or calls of tools in its place; null is the same as left out, and
-    arguments of calls that are text, as OpenAI's are, become the objects that they say: templates turn these into JSON themselves.
+    """Return the messages of `value`, each with a role and a content, or calls of tools in its place; null is the same as left out, but
+    for a content, and arguments of calls that are text, as OpenAI's are, become the objects that they say: templates turn these into JSON
+    themselves.
 
     Raises InputError.
     """
@@ -295,7 +354,7 @@ def checked_messages(value: object) -> list[dict[str, Any]]:
                 raise InputError(f"message {number + 1} holds parts that are no text")
         elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise InputError(f"message {number + 1} has content {shown(repr(content), 60)}, expected a text")
-    return [_opened({key: one for key, one in message.items() if one is not None}) for message in value]
+    return [_opened({key: one for key, one in message.items() if one is not None or key == "content"}) for message in value]
 
 
 def _opened(message: dict[str, Any]) -> dict[str, Any]:
@@ -307,7 +366,9 @@ def _opened(message: dict[str, Any]) -> dict[str, Any]:
 def _with_arguments(call: Any) -> Any:
     if not _is_call(call) or not isinstance(call["function"].get("arguments"), str):
         return call
+    text = call["function"]["arguments"]
     try:
-        return call | {"function": call["function"] | {"arguments": json.loads(call["function"]["arguments"])}}
+        said = json.loads(text)
     except (ValueError, RecursionError):
         return call
+    return call | {"function": call["function"] | {"arguments": _Arguments(said, text) if isinstance(said, dict) else said}}
