@@ -353,6 +353,16 @@ def test_many_ranks_need_few_walks_and_are_planned_soon(monkeypatch):
     assert seconds[1024] < 25 * seconds[64]
 
 
+def test_a_third_type_on_the_wire_is_looked_for_with_the_prices_of_the_second(monkeypatch):
+    calls, found, walk = [], {}, Walk.__init__
+    monkeypatch.setattr(Walk, "__init__", lambda *args: calls.append(1) or walk(*args))
+    for wires in (("float32", "float16", "int8"), ("float32", "float16"), ("float32", "int8")):
+        calls.clear()
+        found[wires] = decide(SHORT, cluster((16, 11.4, 6.7), mbit=100), 96, wires=wires).chosen, len(calls)
+    (every, walks), *others = found.values()
+    assert every.price.seconds == min(one.price.seconds for one, _ in others) and walks < sum(count for _, count in others)
+
+
 # memory
 
 

@@ -58,7 +58,7 @@ def made_up(rows, price, heads=(5, 4, 0), tiles=()):
         seconds = np.array([price(plan) if max(plan.rows) < 80 else np.inf for plan in every])
         nothing, each = np.zeros(len(every)), np.zeros((3, len(every)))
         prices = Prices(seconds, each, each, nothing, nothing, nothing)
-        return Tried(variants, seconds, prices, variants.cells.sum(axis=1), np.arange(3)[:, None])
+        return Tried(variants, seconds, prices, lambda some: some.cells.sum(axis=1), np.arange(3)[:, None])
 
     start = Candidate(plan, Price(price(plan), np.zeros(3), np.zeros(3), 0.0, 0), plan.rows)
     return Refinement(ODD, tried, price, lambda plan: plan.rows), start

@@ -13,7 +13,7 @@ import numpy as np
 from hepti_mpi.models.formats import Format
 from hepti_mpi.models.spec import ModelSpec, kv_bytes, layer_bytes
 from hepti_mpi.planning.memory import FULL, activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
-from hepti_mpi.planning.price import Batch, Pricer
+from hepti_mpi.planning.price import DIGITS, Batch, Pricer
 from hepti_mpi.planning.prices import Price, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
@@ -62,6 +62,10 @@ class Variants:
     def __len__(self) -> int:
         return len(self.cells)
 
+    def of(self, numbers: Sequence[int]) -> "Variants":
+        """Return some of them."""
+        return Variants(self.plan, self.cells[numbers], self.heads[numbers], self.columns[numbers])
+
     def at(self, number: int) -> Plan:
         """Return one of the plans."""
         heads, columns, rows = (tuple(counts[number].tolist()) for counts in (self.heads, self.columns, self.cells.sum(axis=1)))
@@ -71,19 +75,20 @@ class Variants:
 
 @dataclass(frozen=True)
 class Tried:
-    """What variants take: `seconds` of each, inf where memory does not hold it."""
+    """What variants take: `seconds` of each, inf where memory does not hold it; `memory`: bytes of every rank, of some of the variants."""
 
     variants: Variants
     seconds: np.ndarray
     prices: Prices
-    memory: np.ndarray
+    memory: Callable[[Variants], np.ndarray]
     ranks: np.ndarray
 
     def candidate(self, number: int) -> Candidate:
         """Return one of them."""
         prices = Prices(*(values[..., [number]] for values in vars(self.prices).values()))
         (price,) = prices.each(self.ranks, self.variants.plan.ranks)
-        return Candidate(replace(self.variants.at(number), predicted_seconds=price.seconds), price, tuple(self.memory[number].tolist()))
+        (needs,) = self.memory(self.variants.of([number])).tolist()
+        return Candidate(replace(self.variants.at(number), predicted_seconds=price.seconds), price, tuple(needs))
 
 
 class Costs:
@@ -108,6 +113,7 @@ class Costs:
         self.steady = steady(spec)
         self.made: dict[tuple[object, ...], Program] = {}
         self.wholes: dict[Plan, Candidate] = {}
+        self.roomy: dict[tuple[object, ...], bool] = {}
         self.known_widths: dict[int, tuple[float, float]] = {}  # by the id of a program of those
 
     def programs(self, plan: Plan) -> list[Program]:
@@ -223,9 +229,24 @@ class Costs:
         shares = Shares(*(np.ascontiguousarray(values[..., active].transpose(2, 1, 0)) for values in every))
         batch = Batch(self.pricer, [variants.plan.active], like, shares)
         prices = batch.prices(*self.programs(like), times=self.further)
-        memory = self.memory(like, variants.heads, variants.columns, variants.cells.sum(axis=1))
-        fits = (memory <= self.limits_of(variants.plan)).all(axis=1)
-        return Tried(variants, np.where(fits, prices.seconds, np.inf), prices, memory, batch.ranks)
+        seconds = np.round(prices.seconds, DIGITS)  # what differs by rounding is as soon: the first of it is chosen
+
+        def memory(some: Variants) -> np.ndarray:
+            return self.memory(like, some.heads, some.columns, some.cells.sum(axis=1))
+
+        if not self.holds_all(variants.plan, like):
+            seconds[(memory(variants) > self.limits_of(variants.plan)).any(axis=1)] = np.inf
+        return Tried(variants, seconds, prices, memory, batch.ranks)
+
+    def holds_all(self, plan: Plan, like: Plan) -> bool:
+        """Tell whether the memory of each rank of a plan holds the whole model and all rows: then that of all plans that do the steps of
+        `like` does, whatever their shares."""
+        key = self._key(like), plan.active
+        if key not in self.roomy:
+            every = ([[count] * self.ranks] for count in (self.spec.heads, self.spec.ffn, self.rows))
+            needs = self.memory(like, *map(np.array, every))[0]
+            self.roomy[key] = bool((needs <= self.limits_of(plan)).all())
+        return self.roomy[key]
 
     def memory(self, like: Plan, heads: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the bytes of every rank [plans, ranks] under plans that differ from `like` in their shares [plans, ranks]."""

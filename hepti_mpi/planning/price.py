@@ -30,6 +30,7 @@ from hepti_mpi.program.plan import WIRES, Plan
 from hepti_mpi.program.steps import Compute, Program, Step, Sync
 
 PADDING = 0.25  # of what a call takes the nodes take that lay heads out of which a rank has a part of a group
+DIGITS = 12  # of seconds; what is behind them is rounding
 EVENLY = ("even_reduce", "even_gather")  # the two exchanges that a whole sum is on emulated boards: engine.routes.in_turn
 
 Kind = tuple[object, ...]  # of a step: what it has in common with those of other layers and tiles that do the same
@@ -289,7 +290,7 @@ class Batch:
         handled, blocked = (extended([sum(getattr(walk, what), walk.zeros) for walk in walks], times) for what in ("handled", "blocked"))
         if walk.blocked:  # it depends on when links rested
             load[:-1] += blocked[0]
-        wait = np.maximum(extended([walk.clock for walk in walks], times) - compute - handled, 0)  # no rounding below it
+        wait = np.round(extended([walk.clock for walk in walks], times) - compute - handled, DIGITS)
         ranks = len(compute)
         busy, wire = load[: 2 * ranks].max(axis=0), load[2 * ranks : -1].max(axis=0)
         return Prices(self.pricer.total(walks, compute, load, times), compute, wait, wire, load[-1], busy)

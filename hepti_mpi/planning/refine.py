@@ -34,8 +34,9 @@ MOST_IMPROVED = 6  # candidates
 HOPE = 1.1  # candidates that promise to be this much slower than the best may still win
 FIRST_HOPE = 1.15  # the first of a strategy, too
 CUTTING = 1.2  # times the best that is not cut: what its busiest rank alone makes slower is not cut either
-WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles, or by several moves at once
-SAME_WAIT = 9  # digits of seconds by which ranks wait as long: what is behind them is rounding
+WORTH_A_CLIMB = 1.03  # what is this much slower may still win by tiles
+WORTH_SEVERAL = 1.01  # and by several moves at once
+WORTH_A_TILE = 0.99  # of what fewer tiles take: from there on it is not cut into more
 NEAR_BEST = 2  # candidates that are climbed further
 
 
@@ -76,9 +77,9 @@ class Refinement:
                 climbed.add(plan.strategy)
                 every_start = [(hope, starts), *(self.promise(one, least)[1:] for one in others)]
                 found.append(self.improve(min(every_start, key=lambda one: one[0])[1], self.whole(best.plan) if best else np.inf))
-        for further in (self.by_several, self.again):
+        for further, worth in ((self.by_several, WORTH_SEVERAL), (self.again, WORTH_A_CLIMB)):
             found.sort(key=lambda ones: order(ones[0]))
-            near = found[0][0].price.seconds * WORTH_A_CLIMB  # what is far behind does not become the best
+            near = found[0][0].price.seconds * worth  # what is far behind does not become the best
             found[:NEAR_BEST] = [further(ones) if ones[0].price.seconds <= near else ones for ones in found[:NEAR_BEST]]
         found.sort(key=lambda ones: order(ones[0]))
         found[:1] = map(self.in_others, found[:1])
@@ -150,9 +151,12 @@ class Refinement:
         soonest: Tried | None = None
         for count in TILES:  # more of them as long as they help
             tried = self.tiled(plans, count)
-            if soonest and (tried is None or tried.seconds.min() >= soonest.seconds.min()):
+            least = np.inf if tried is None else tried.seconds.min()
+            before = soonest.seconds.min() if soonest else np.inf
+            if least < before or soonest is None:
+                soonest = tried
+            if not least < before * WORTH_A_TILE:
                 break
-            soonest = tried
         if soonest is None or not np.isfinite(soonest.seconds.min()):
             return None
         return soonest.candidate(int(soonest.seconds.argmin()))
@@ -265,7 +269,7 @@ class Refinement:
 
     def pairs(self, candidate: Candidate) -> Iterator[tuple[int, int]]:
         """Yield (from, to); with many ranks only from the busiest and to the idlest few."""
-        active = sorted(candidate.plan.active, key=lambda rank: round(float(candidate.price.wait[rank]), SAME_WAIT))
+        active = sorted(candidate.plan.active, key=lambda rank: float(candidate.price.wait[rank]))
         few = len(active) if len(active) <= 4 else 3
         for one in active[:few]:
             for other in active[-few:]:
