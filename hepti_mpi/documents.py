@@ -3,6 +3,7 @@
 import json
 import os
 import reprlib
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +13,31 @@ from hepti_mpi.errors import HeptiError, reason_of
 
 LARGEST_DOCUMENT = 256 << 20  # bytes
 BEGIN = b'{"format":"hepti-'  # of each document, without blanks
+_unfinished: set[Path] = set()  # names of what is being written
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Yield a name beside `path` that is nobody else's, for a file or a folder until it is complete; what has it at the end is removed."""
+    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
+    _unfinished.add(temporary)
+    try:
+        yield temporary
+    finally:
+        _remove(temporary)
+        _unfinished.discard(temporary)
+
+
+def put_away() -> None:
+    """Remove what is being written: for a process that ends while its main thread is where no exception reaches it."""
+    for path in list(_unfinished):
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # whatever kept it from being made is told by the caller
+        path.unlink()
+    shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager
@@ -22,8 +48,7 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
     Raises OSError.
     """
     path = behind_links(path)
-    temporary = path.with_name(f".{path.name}.{os.urandom(4).hex()}.part")
-    try:
+    with unfinished(path) as temporary:
         with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode), "wb") as file:
             yield file
             file.flush()
@@ -34,9 +59,6 @@ def whole_file(path: Path, mode: int = 0o666) -> Iterator[IO[bytes]]:
             os.fsync(folder)  # the name too
         finally:
             os.close(folder)
-    finally:
-        with suppress(OSError):  # whatever kept it from being made is told by the caller
-            temporary.unlink()
 
 
 def behind_links(path: Path) -> Path:

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from hepti_mpi import documents
 from hepti_mpi.__main__ import _tell_error
 from hepti_mpi.comm import interrupts, launcher
 from hepti_mpi.comm.channel import STATE
@@ -139,6 +140,19 @@ def test_a_process_whose_sentence_cannot_be_told_ends_all_the_same(said, monkeyp
     with pytest.raises(OSError):
         interrupts.finish()
     assert codes == [interrupts.EXIT_CODE]
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_what_is_half_written_is_put_away_where_the_main_thread_cannot(folder, said, monkeypatch, tmp_path):
+    """It was within one call of LAPACK for longer than it is waited for, and 49 MB of a store were left."""
+    codes = []
+    monkeypatch.setattr(interrupts, "_ending", codes.append)
+    with documents.unfinished(tmp_path / "x.h5") as path:
+        path.mkdir() if folder else path.touch()
+        (path / "y" if folder else tmp_path / "whole.h5").touch()
+        interrupts.finish()
+        assert not path.exists() and codes == [130]
+    assert [one.name for one in tmp_path.iterdir()] == ["whole.h5"] * (not folder)
 
 
 def test_processes_of_any_name_are_counted():

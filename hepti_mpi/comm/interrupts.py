@@ -141,6 +141,7 @@ def finish() -> None:
         if _tell is None:
             time.sleep(GRACE_SECONDS)
     finally:
+        getattr(sys.modules.get("hepti_mpi.documents"), "put_away", bool)()  # where the main thread is within a long call
         _ending(EXIT_CODE)
 
 

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import h5py
 import numpy as np
 
-from hepti_mpi.documents import behind_links
+from hepti_mpi.documents import behind_links, unfinished
 from hepti_mpi.errors import StoreError, reason_of
 from hepti_mpi.models.formats import VALUES
 
@@ -38,26 +38,24 @@ def new_file(path: Path, size: int) -> Iterator[File]:
     That there is room for `size` bytes is checked before: HDF5 may end the process when a disk is full.
     """
     place = behind_links(path)
-    temporary = place.with_name(f".{place.name}.{os.urandom(4).hex()}.part")
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(place)
-        system = os.statvfs(place.parent)
-        if system.f_bavail * system.f_frsize < size:
-            raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
-        with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as written:
-            with suppress(OSError):  # some file systems know no locks
-                fcntl.flock(written, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
-            with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False, alignment_threshold=1, alignment_interval=64) as file:
-                yield file
-            os.fsync(written.fileno())
-        temporary.replace(place)
+        with unfinished(place) as temporary:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(place)
+            system = os.statvfs(place.parent)
+            if system.f_bavail * system.f_frsize < size:
+                raise OSError(errno.ENOSPC, f"it takes {size} bytes, {system.f_bavail * system.f_frsize} are free")
+            with os.fdopen(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666), "wb") as written:
+                with suppress(OSError):  # some file systems know no locks
+                    fcntl.flock(written, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # v110 metadata carries checksums of its own; every tensor begins at a multiple of 64 bytes
+                how = {"libver": ("v110", "v110"), "locking": False, "alignment_threshold": 1, "alignment_interval": 64}
+                with h5py.File(temporary, "w", **how) as file:
+                    yield file
+                os.fsync(written.fileno())
+            temporary.replace(place)
     except OSError as error:
         raise StoreError(f"{path} cannot be written: {reason_of(error)}") from None
-    finally:
-        with suppress(OSError):  # whatever kept it from being made has been told
-            temporary.unlink()
 
 
 def _sweep(place: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from hepti_mpi.documents import whole_file
+from hepti_mpi.documents import unfinished, whole_file
 
 FORMAT, LIST = 1, "list.json"
 UNUSED_SECONDS, BROKEN_SECONDS = 30 * 86400.0, 3600.0  # after which an entry is removed, and what somebody did not finish
@@ -60,29 +60,28 @@ class Prepacked:
         told of it (Entry)."""
         if self.failed:
             return None
-        entry, beside = self.folder / key, self.folder / f".{key}.{os.urandom(4).hex()}.part"
+        entry = self.folder / key
         try:
-            beside.mkdir(parents=True, mode=0o700)
-            self._sweep()
-            free = self._freed(room)
-            if free < room:
-                raise OSError(f"it takes {room} bytes, {free} are free")
-            write(beside)
-            files = [(path.name, path.stat().st_size, _checksum(path)) for path in sorted(beside.iterdir())]
-            with whole_file(beside / LIST) as file:
-                file.write(json.dumps({"format": FORMAT, "key": key, "files": files, "of": dict(of or {})}).encode())
-            if entry.exists() and self.find(key) is None:
-                shutil.rmtree(entry, ignore_errors=True)
-            with suppress(OSError):  # another process was sooner
-                beside.rename(entry)
-            if found := self.find(key):
-                return found
-            raise PermissionError(f"{entry.name} in it cannot be replaced")
+            with unfinished(entry) as beside:
+                beside.mkdir(parents=True, mode=0o700)
+                self._sweep()
+                free = self._freed(room)
+                if free < room:
+                    raise OSError(f"it takes {room} bytes, {free} are free")
+                write(beside)
+                files = [(path.name, path.stat().st_size, _checksum(path)) for path in sorted(beside.iterdir())]
+                with whole_file(beside / LIST) as file:
+                    file.write(json.dumps({"format": FORMAT, "key": key, "files": files, "of": dict(of or {})}).encode())
+                if entry.exists() and self.find(key) is None:
+                    shutil.rmtree(entry, ignore_errors=True)
+                with suppress(OSError):  # another process was sooner
+                    beside.rename(entry)
+                if found := self.find(key):
+                    return found
+                raise PermissionError(f"{entry.name} in it cannot be replaced")
         except Exception as error:  # of the runtime too, which has no class of errors for files
             self.fail(error)
             return None
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
 
     def fail(self, error: Exception, entry: Path | None = None) -> None:
         """Say why there is no entry, or none that can be used, which is removed; there is no other attempt."""
