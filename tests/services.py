@@ -13,7 +13,9 @@ from pathlib import Path
 
 import decoders
 
+from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.tokens import SPECIALS, word_piece_json
+from hepti_mpi.weights import writing
 
 ROOT, GOLDEN = Path(__file__).parent.parent, Path(__file__).parent / "golden"
 BEGIN_SECONDS = 300
@@ -28,8 +30,7 @@ class Served:
         self.store = model if model.suffix == ".h5" else folder / f"{model.name}.h5"
         self.log = folder / f"{model.name}.{time.monotonic_ns()}.log"
         if not self.store.exists():
-            slicing = [sys.executable, "-m", "hepti_mpi", "slice", str(GOLDEN / model), str(self.store)]
-            subprocess.run(slicing, check=True, capture_output=True, cwd=ROOT)
+            writing.write(self.store, read_model(GOLDEN / model))
         words = [sys.executable, "-m", "hepti_mpi", "serve", "--weights", str(self.store), "--port", "0", *options]
         with open(self.log, "w") as log:
             self.process = subprocess.Popen(words, stdout=log, stderr=log, cwd=folder)

@@ -25,7 +25,9 @@ from hepti_mpi.doctor.findings import (
     network,
     recommended,
 )
+from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.reporting.tables import folded
+from hepti_mpi.weights import writing
 
 PYTHON = "/home/pi/hepti/.venv/bin/python"
 ASKING = Asking(PYTHON, "/home/pi/hepti", launched=False)
@@ -351,7 +353,7 @@ def test_the_command(tmp_path, monkeypatch):
     for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"):
         monkeypatch.delenv(name, raising=False)
     store = tmp_path / "tiny.h5"
-    subprocess.run([sys.executable, "-m", "hepti_mpi", "slice", "random:tiny-bert", store], check=True, capture_output=True)
+    writing.write(store, random_model("tiny-bert"))
     hostfile, folder = tmp_path / "hosts.txt", tmp_path / "written"
     hostfile.write_text("localhost slots=1\n")
     done = CliRunner().invoke(main.main, ["doctor", str(hostfile), "--weights", str(store), "--write", str(folder), "--json"])

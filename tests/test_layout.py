@@ -63,15 +63,22 @@ def tree_of(path):
 
 
 @cache
+def nodes_of(path):
+    """What is looked at of a module: to walk through one takes longer than to parse it."""
+    kinds = (ast.Constant, ast.Import, ast.ImportFrom, ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [item for item in ast.walk(tree_of(path)) if isinstance(item, kinds)]
+
+
+@cache
 def imports_of(path):
-    return list(imports(tree_of(path)))
+    return list(imports(nodes_of(path)))
 
 
-def imports(tree):
+def imports(nodes):
     """Every module that is imported anywhere in a module, with `from package import module` spelled out; also one that a text names, by
     which it could be imported."""
-    for item in ast.walk(tree):
-        if isinstance(item, ast.Constant) and re.fullmatch(r"hepti_mpi(\.\w+)+(:\w+)?", str(item.value)):
+    for item in nodes:
+        if isinstance(item, ast.Constant) and isinstance(item.value, str) and re.fullmatch(r"hepti_mpi(\.\w+)+(:\w+)?", item.value):
             yield item.value.partition(":")[0]
         if isinstance(item, ast.Import):
             yield from (name.name for name in item.names)
@@ -114,7 +121,7 @@ def of_module(path):
 
 def of_functions(path):
     """Which functions are long or take much."""
-    for item in ast.walk(tree_of(path)):
+    for item in nodes_of(path):
         if not isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef):
             continue
         where, given = f"{item.name} in {path.relative_to(ROOT)}", [*item.args.posonlyargs, *item.args.args, *item.args.kwonlyargs]
@@ -128,7 +135,7 @@ def of_functions(path):
 def of_names(path):
     """Which modules docstrings name that are not there."""
     rooms = "|".join(room.name for room in ROOT.iterdir() if room.is_dir())
-    for item in ast.walk(tree_of(path)):
+    for item in nodes_of(path):
         if isinstance(item, (ast.Module, ast.ClassDef, ast.FunctionDef)):
             for room, name, file in re.findall(rf"(?<![\w./])({rooms})(?:\.([a-z_]+)|/([a-z_]+)\.py)", ast.get_docstring(item) or ""):
                 place = ROOT / room / (name or file)
@@ -204,4 +211,4 @@ def test_there_are_modules():
     ("models/spec.py", "SAID = 'hepti_mpi is a package; hepti_mpi.engine computes'", 0),
 ])  # fmt: skip
 def test_breaches_are_seen(place, source, wrong):
-    assert len(list(breaches(place, imports(ast.parse(source))))) == wrong
+    assert len(list(breaches(place, imports(ast.walk(ast.parse(source)))))) == wrong
