@@ -12,6 +12,7 @@ import termios
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clusters import cluster
 from services import writing_folder
@@ -36,13 +37,14 @@ def made(tmp_path_factory):
     writing.write(folder / "tiny.h5", random_model("tiny-bert"))
     cluster((9, 7, 8)).save(folder / "three.json")
     (folder / "texts.txt").write_text("".join(f"text {number} of many that are asked\n" for number in range(TEXTS)))
+    np.savez(folder / "ids.npz", input_ids=np.random.default_rng(0).integers(1, 30, (TEXTS, 25)))  # as many rows as of these texts
     (folder / "hostfiles").mkdir()
     return folder
 
 
 def long_run(output, *under):
-    """Return the words of a run that is not over soon."""
-    command = [*map(str, under), *PROGRAM, "run", "--weights", "tiny.h5", "--input", "texts.txt", "--output", output]
+    """Return the words of a run that is not over soon; of arrays, since to read texts takes a second more."""
+    command = [*map(str, under), *PROGRAM, "run", "--weights", "tiny.h5", "--input", "ids.npz", "--output", output]
     return [*command, "--batch-rows", "64", "--no-adapt", "--threads", "1"]  # two would wait for each other beside other tests
 
 
