@@ -129,10 +129,13 @@ def served(folder, model, *options):
         assert own.ranks() == []
 
 
-def writing_folder(folder):
-    """Write the folder of a tiny model that writes text, with words for its tokens and a template for talks; return it."""
+def writing_folder(folder, positions=128):
+    """Write the folder of a tiny model that writes text, with words for its tokens and a template for talks; return it. `positions`: that
+    it has."""
     source = decoders.write_folder("llama", folder)
     words = [*SPECIALS, *(f"w{number}" for number in range(decoders.BASE["vocab_size"] - len(SPECIALS)))]
     (source / "tokenizer.json").write_text(json.dumps(json.loads(word_piece_json(words)) | {"post_processor": None}))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"max_position_embeddings": positions}))
     (source / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} {% endfor %}")
     return source

@@ -53,7 +53,8 @@ def sentences(folder):
 
 @pytest.fixture(scope="module")
 def writer(folder):
-    with served(folder, writing_folder(folder), "--threads", "1", "--context", "100", "--slots", "2") as own:
+    made = writing_folder(folder, positions=512)  # the text that tells a model of tools takes 180
+    with served(folder, made, "--threads", "1", "--context", "300", "--slots", "2") as own:
         yield own
 
 
