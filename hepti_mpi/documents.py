@@ -13,7 +13,7 @@ from hepti_mpi.errors import HeptiError, reason_of
 
 LARGEST_DOCUMENT = 256 << 20  # bytes
 BEGIN = b'{"format":"hepti-'  # of each document, without blanks
-_unfinished: set[Path] = set()  # names of what is being written
+_unfinished: set[Path] = set()  # what is of no use to anybody yet
 
 
 @contextmanager
@@ -26,6 +26,16 @@ def unfinished(path: Path) -> Iterator[Path]:
     finally:
         _remove(temporary)
         _unfinished.discard(temporary)
+
+
+def begin_with_nothing(path: Path) -> None:
+    """Note that there is nothing in the file at `path` yet that anybody wants, until `keep` is told otherwise."""
+    _unfinished.add(path)
+
+
+def keep(path: Path) -> None:
+    """Note that the file at `path` is wanted from now on."""
+    _unfinished.discard(path)
 
 
 def put_away() -> None:

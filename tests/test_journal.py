@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hepti_mpi import documents
 from hepti_mpi.errors import InputError
 from hepti_mpi.serving import lock
 from hepti_mpi.serving.journal import Journal, input_hash, journal_path, noted
@@ -49,6 +50,19 @@ def test_what_was_noted_comes_back(tmp_path):
 def test_a_journal_is_beside_its_output_and_its_owners_only(tmp_path):
     assert journal_path(tmp_path / "a.jsonl") == tmp_path / "a.jsonl.journal"
     assert journal(tmp_path).path.stat().st_mode & 0o777 == 0o600
+
+
+def test_one_that_keeps_nothing_is_put_away_at_an_interruption(tmp_path):
+    """Nothing is kept was said, and a file was left that says of what nothing is kept."""
+    first = journal(tmp_path)
+    documents.put_away()
+    assert list(tmp_path.iterdir()) == []
+    first.file.close()
+    second = journal(tmp_path)
+    second.add([1], [RESULTS[1]])
+    documents.put_away()
+    assert second.path.exists()
+    second.remove()
 
 
 def test_a_line_that_was_cut_off_is_no_answer(tmp_path):

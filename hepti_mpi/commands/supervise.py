@@ -16,6 +16,8 @@ from hepti_mpi.commands.terminal import OUT, hand_on, pass_on
 if TYPE_CHECKING:
     from hepti_mpi.supervisor.kept import Kept
 
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
 
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("hostfile", type=FILE)
@@ -33,6 +35,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     from hepti_mpi.cluster.hosts import read_hosts
     from hepti_mpi.comm import interrupts
     from hepti_mpi.comm.launcher import mpirun_words
+    from hepti_mpi.documents import put_away
     from hepti_mpi.serving.outputs import check_apart
     from hepti_mpi.supervisor.kept import Kept
     from hepti_mpi.supervisor.supervise import Interrupted, Supervisor
@@ -63,16 +66,14 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
     rest = [word for word in arguments if word != "--resume"] + ["--quiet"] * SCREEN.quiet
     supervisor = Supervisor(hosts, mpirun_words(mpirun), rest, kept.state, kept.heard, kept.gains, kept.say)
 
-    signals = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
     def interrupted(number: int, frame: Any) -> None:
-        for one in signals:  # once is enough: what is left is put in order
+        for one in SIGNALS:  # once is enough: what is left is put in order
             signal.signal(one, signal.SIG_IGN)
         raise Interrupted(128 + number)
 
     interrupts.leave()
     interrupts.keeping(lambda: None, left=kept.left)
-    for number in signals:
+    for number in SIGNALS:
         signal.signal(number, interrupted)
     supervisor.show = pass_on
     try:
@@ -81,6 +82,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
         finish(kept)
     except Interrupted as end:
         kept.say(kept.interrupted())
+        put_away()
         sys.exit(end.code)
 
 

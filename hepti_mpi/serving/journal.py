@@ -17,6 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
+from hepti_mpi.documents import begin_with_nothing, keep
 from hepti_mpi.errors import InputError, reason_of
 from hepti_mpi.serving.lock import check_free, open_locked
 from hepti_mpi.serving.outputs import Finished, checked
@@ -162,6 +163,7 @@ class Journal:
             self.file.seek(kept)
             if not kept:
                 self._begin([whole])
+                begin_with_nothing(path)
         except OSError as error:
             raise _unusable(path, error) from None
 
@@ -172,6 +174,7 @@ class Journal:
         """
         lines: list[Mapping[str, Any]] = [{"grown": grown}] if grown else []
         lines += [{"request": place, "seconds": seconds, "finished": one} for place, one in zip(places, finished)]
+        keep(self.path)
         try:
             self._write(lines)
             if time.monotonic() - self.synced > SYNC_SECONDS:
@@ -195,6 +198,7 @@ class Journal:
     def remove(self) -> None:
         """Delete it: the output is there."""
         self.path.unlink(missing_ok=True)
+        keep(self.path)
         self.file.close()
 
     def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
