@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 GEOMETRIES = 64  # prepared batch shapes that are kept: one takes as long as a tenth of a short request, and some 0.2 MB
 PREPARED = 16  # of them, before the first batch
-GIVEN, FOUND, WIDE = -1, -2, -3  # the numbers of the buffers for what comes to the root, what it finds, and the same in float32
+GIVEN, FOUND = -1, -2  # the numbers of the buffers for what comes to the root and what it finds
 ASKED_BYTES = 32 << 20  # of masks and the like that they may hold, if it is more than one
 
 
@@ -99,24 +99,14 @@ class Engine:
         self.cores.use(self.alone)
         self.emulation.refresh()
         if embedded is not None:
-            with np.errstate(over="ignore"):  # what is too large for a short type becomes infinite, and its row not finite
-                np.copyto(geometry.values[EMBEDDED], embedded, casting="same_kind")
+            np.copyto(geometry.values[EMBEDDED], embedded)
         with self.emulation.in_time(), self.cores.apart_from_threads():
             if self.in_order:
                 self._in_order(geometry)
             else:
                 self._by_dependencies(geometry)
             self.emulation.show() if self.rank == 0 else self.emulation.keep_time()
-        return self._wide(geometry.values.get(RESULT))
-
-    def _wide(self, found: np.ndarray | None) -> np.ndarray | None:
-        """Return what came to the root in float32."""
-        if found is None or found.dtype == np.float32:
-            return found
-        rows, width = found.shape
-        wide = self._view(WIDE, rows, width, "float32")
-        np.copyto(wide, found)
-        return wide
+        return geometry.values.get(RESULT)
 
     def prepare(self, batches: Iterable[Sequence[int]]) -> None:
         """Make buffers and bindings for batches of these request lengths, the first of them, before they are timed."""
@@ -318,7 +308,7 @@ class Engine:
         for name, value in self.values.items():
             if value.rows == "root":
                 if self.rank == 0:
-                    values[name] = self._view(FOUND if name == RESULT else GIVEN, rows, self.spec.hidden, value.dtype)
+                    values[name] = self._view(FOUND if name == RESULT else GIVEN, rows, self.spec.hidden, "float32")
             elif self.takes_part and name not in own:
                 values[name] = self._view(self.numbers[name], *self._shape(value, places), value.dtype)
         values.update((name, values[root][: self._shape(self.values[name], places)[0]]) for name, root in own.items())

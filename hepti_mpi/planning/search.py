@@ -27,7 +27,7 @@ from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 from hepti_mpi.planning.work import layer_work
-from hepti_mpi.program.plan import WHOLE, WIRES, Plan
+from hepti_mpi.program.plan import WHOLE, Plan
 
 Layers = tuple[tuple[str, str], ...]
 Counts = Sequence[int] | np.ndarray
@@ -152,8 +152,7 @@ class _Search:
         if not soonest.plan.divided:
             return found
         longest = AS_GOOD * preference(self.profile, found[0])[0]
-        as_good = [ones for ones in found if preference(self.profile, ones)[0] <= longest and ones[0].plan.divided
-                   and WIRES.index(ones[0].plan.shortest) <= WIRES.index(soonest.plan.shortest)]  # rounding more is not as good
+        as_good = [ones for ones in found if preference(self.profile, ones)[0] <= longest and ones[0].plan.divided]
         leanest = min(as_good, key=lambda ones: ones[0].price.busy)
         if leanest[0].price.busy > soonest.price.busy * MUCH_LESS:
             return found

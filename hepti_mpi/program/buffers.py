@@ -45,7 +45,7 @@ def distributions(program: Program) -> dict[str, Value]:
             continue
         for name in (*step.reads, *step.writes):
             if name in (EMBEDDED, RESULT):
-                result[name] = Value("root", "hidden", None, step.wire, step.width)
+                result[name] = Value("root", "hidden", None, width=step.width)
         want = step.want
         if want != ROOT:
             for read, name in zip(step.reads, step.writes):

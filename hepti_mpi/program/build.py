@@ -10,11 +10,10 @@ from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.program import ops
 from hepti_mpi.program.kept import Kept
 from hepti_mpi.program.operation import Op
-from hepti_mpi.program.ownership import EXCHANGES, ROWS, Holding
+from hepti_mpi.program.ownership import EXCHANGES, Holding
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import EMBEDDED, KEPT_STEPS, RESULT, Compute, Program, Same, Step, Sync
 
-OUTSIDE = "float16"  # what travels from the root and to it where all between is in a short type
 FINAL = "final.norm"  # the weights of the norm behind the last layer
 SEGMENT_BYTES = 1 << 30  # of layers that one segment may have: what no kernel reads from a file is in its model, which holds 2 GiB
 PAGED_BYTES = 1 << 27  # the same where weights are mapped: a segment is in memory while its file is made, and where it is opened
@@ -29,8 +28,7 @@ def make_program(spec: ModelSpec, plan: Plan, everywhere: bool = False) -> Progr
     """
     tiles = 1 if plan.keeps_requests else max(1, len(plan.tiles))
     segment = PAGED_BYTES if "mapped" in plan.weights_mode else SEGMENT_BYTES
-    wires = plan.wires if plan.divided else ("float32",) * len(plan.layers)  # a rank alone is given and gives what it is asked
-    asked = _Asked(plan.layouts, plan.first, wires, plan.reduction, tiles, segment, everywhere)
+    asked = _Asked(plan.layouts, plan.first, plan.wires, plan.reduction, tiles, segment, everywhere)
     return _PROGRAMS.get((Same(spec), asked), lambda: _steps(spec, asked), len)  # many plans, of one cluster after the other, have the same
 
 
@@ -163,25 +161,12 @@ class _Builder:
     def start(self) -> None:
         first = self.needs(self.asked.first, "attention")
         by_rows = first == "rows" or self.asked.reduction == "reduce_scatter"
-        (self.x,) = self.from_root() if by_rows else self.sync("bcast", (EMBEDDED,), "x")
+        (self.x,) = self.sync("scatterv" if by_rows else "bcast", (EMBEDDED,), "x")
         self.y, self.x_at = self.x, "rows" if by_rows else "full"
         self.y_at = self.x_at
         self.norm((self.asked.first, KINDS[0]))
         if self.y_at != first:
             (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), first
-
-    def from_root(self) -> tuple[str, ...]:
-        """Append that the root gives ranks their rows, in float16 where the first layer has a short type: so it has them then."""
-        if self.wire == "float32":
-            return self.sync("scatterv", (EMBEDDED,), "x")
-        came, x = self.new("short"), self.new("x")
-        self.steps.append(Sync("scatterv", (EMBEDDED,), (came,), 0, self.spec.hidden, OUTSIDE))
-        self.cast(ROWS, (came,), (x,), self.to("float32"))
-        return (x,)
-
-    def to(self, dtype: str) -> ops.Cast:
-        """Return a cast of rows of the residual."""
-        return ops.Cast(-1, (), (), self.spec.hidden, self.spec.heads, dtype)
 
     def norm(self, following: tuple[int, str]) -> None:
         """Append the norm of what the block that follows reads, if it has one."""
@@ -321,15 +306,8 @@ class _Builder:
             (self.y,), self.y_at = self.sync("allgatherv", (self.y,), "y"), "full"
 
     def finish(self) -> None:
-        """Bring the result together, the residual where other layers go on with it: in float16 where the last layer has a short type and
-        rows are nobody's but their rank's."""
-        last = self.x if self.beyond else self.y
-        if self.wire == "float32" or self.asked.reduction == "allreduce":
-            self.sync("gatherv", (last,), "")
-            return
-        cut = self.new("short")
-        self.cast(ROWS, (last,), (cut,), self.to(OUTSIDE))
-        self.steps.append(Sync("gatherv", (cut,), (RESULT,), 0, self.spec.hidden, OUTSIDE))
+        """Bring the result together: the residual where other layers go on with it."""
+        self.sync("gatherv", (self.x if self.beyond else self.y,), "")
 
 
 def _with_interfaces(steps: list[Step]) -> list[Step]:

@@ -36,7 +36,6 @@ class Plan:
     `collectives`: "mpi": MPI's own, each waited for before the next step; "own": messages that travel while ranks compute.
     `wire`: what travels within a layer and from it to the next: "float32"; "float16", which halves the bytes and rounds; or "int8" with a
     scale for each row of each head's width, about a quarter of them. One type for all layers, or one for each. Of texts: of their sums.
-    What the root gives the first layer, and takes from the last one, is float16 where that layer has a short type.
     `tiles`: per tile of consecutive rows, the rows of each rank in it; () is one tile, `rows`. Tiles travel while others are computed.
     `prompt_tiles`: of a plan for texts, into how many tiles a piece of a prompt is cut, whose sums travel while others are computed.
 

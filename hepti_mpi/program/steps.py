@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 from hepti_mpi.program.operation import Op
 from hepti_mpi.program.ownership import EXCHANGES, Holding
 
-EMBEDDED = "embedded"  # [rows, hidden] on the root, of the type in which it travels: what the layers start from
-RESULT = "result"  # [rows, hidden] on the root, of the type in which it came: the last hidden state
+EMBEDDED = "embedded"  # [rows, hidden] on the root: what the layers start from
+RESULT = "result"  # [rows, hidden] on the root: the last hidden state
 BYTES = {"float32": 4, "float16": 2, "int8": 1}  # of a number
 
 
