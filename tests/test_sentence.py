@@ -155,6 +155,8 @@ LIMITED = [
     ({"processing_kwargs": {"text": {"max_length": 6}}}, 6),
     ({"processing_kwargs": {"text": {"max_length": 6}, "common": {"max_length": 5}}}, 5),
     ({"max_seq_length": 9, "processing_kwargs": {"text": {"truncation": False}}}, None),
+    ({"max_seq_length": 16, "processing_kwargs": {"text": {"pad_to_multiple_of": 8}}}, 16),
+    ({"max_seq_length": 14, "processing_kwargs": {"text": {"pad_to_multiple_of": 8, "padding": False}}}, 14),
     ({"processor_kwargs": {"model_max_length": 10**30}}, None),
 ]
 
@@ -191,6 +193,8 @@ REFUSED = [
     ("limits", {"module_output_name": "sentence_embedding"}, "module_output_name"),
     ("limits", {"processing_kwargs": {"text": {"add_special_tokens": False}}}, "add_special_tokens is False"),
     ("limits", {"processing_kwargs": {"text": {"return_attention_mask": False}}}, "return_attention_mask is False.* the other texts"),
+    ("limits", {"max_seq_length": 14, "processing_kwargs": {"text": {"pad_to_multiple_of": 8}}}, "is 8, of which the 14 tokens"),
+    ("limits", {"processing_kwargs": {"text": {"pad_to_multiple_of": "8"}}}, "pad_to_multiple_of is '8', expected a positive integer"),
     ("limits", {"tokenizer_args": {"padding_side": "left"}}, "padding_side left"),
     ("limits", {"processor_kwargs": {"tokenizer_type": "roberta"}}, "tokenizer_type is 'roberta', which is not supported: name a class"),
     ("limits", {"processor_kwargs": {"model_type": "roberta"}}, "model_type is 'roberta', which is not supported: name a class"),

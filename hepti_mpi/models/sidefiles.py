@@ -135,8 +135,8 @@ CONFIGURING = without("use_cache output_attentions trust_remote_code cache_dir r
 PROCESSING = honoured("text common") | without("audio image video chat_template")
 BESIDE = "an embedding would depend on the other texts beside it"
 CALLING = {
-    **honoured("max_length truncation"),
-    **without("padding pad_to_multiple_of return_tensors verbose"),
+    **honoured("max_length truncation padding pad_to_multiple_of"),
+    **without("return_tensors verbose"),
     **refused("padding_side", BESIDE, (None, "right")),
     **refused("return_attention_mask", BESIDE, (None, True)),
     **refused("add_special_tokens", "texts without special tokens are for other models", (True,)),

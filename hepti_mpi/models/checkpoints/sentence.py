@@ -17,6 +17,7 @@ from hepti_mpi.models.checkpoints.tokenizing import Built
 from hepti_mpi.models.inputs.tokens import Tokens
 from hepti_mpi.models.steps import Dense, LayerNorm, Lookup, Normalize, Step
 from hepti_mpi.models.untrusted import is_file, parse_json, plain_name, read_small, shown
+from hepti_mpi.wording import counted
 
 MODULES, SETTINGS = "modules.json", "config_sentence_transformers.json"
 LIMITS = tuple(f"sentence_{kind}_config.json" for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"))
@@ -388,4 +389,9 @@ def token_limit(sentence: Sentence, built: Built, positions: int) -> int | None:
         raise ModelError(f"truncation {truncation!r:.60} is not supported; supported: longest_first")
     if truncation in (False, None, "do_not_truncate"):
         return None
-    return whole_number(limit, "the sentence_*_config.json or tokenizer_config.json", "max_seq_length, or what stands for it,")
+    found = whole_number(limit, "the sentence_*_config.json or tokenizer_config.json", "max_seq_length, or what stands for it,")
+    multiple = sentence.call.get("pad_to_multiple_of")
+    if multiple and sentence.call.get("padding", True) and found % whole_number(multiple, "processing_kwargs", "pad_to_multiple_of"):
+        why = f"of which the {counted(found, 'tokens')} that texts are cut to are no multiple: transformers then fails at every text"
+        raise ModelError(f"processing_kwargs: pad_to_multiple_of is {multiple}, {why}")
+    return found
