@@ -76,6 +76,15 @@ def sweep_here(host: Host | None, path: Path, marks: Sequence[str], content: byt
         _learn(host, _told(done.stdout)[1], say if content else bool)
 
 
+def _last_words(text: str) -> str:
+    """Return what a program said last, its lines one behind the other.
+
+    >>> _last_words("read: reset by peer\\r\\nConnection  reset\\r\\n\\n")
+    'read: reset by peer; Connection reset'
+    """
+    return "; ".join(" ".join(line.split()) for line in text.splitlines() if line.strip())[-300:]
+
+
 def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Callable[[str], None]) -> bool:
     """Do the same on another host; learn what it calls itself. Tell whether it could be done."""
     if not (answers(host) or answers(host)):
@@ -86,7 +95,7 @@ def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Cal
     except subprocess.TimeoutExpired:
         return False
     if done.returncode:
-        said = " ".join(done.stderr.decode(errors="replace").split())[-300:]
+        said = _last_words(done.stderr.decode(errors="replace"))
         say(f"{host.name} cannot be used: {said or f'exit code {done.returncode}'}")
         return False
     name, ended = _told(done.stdout)
