@@ -148,6 +148,12 @@ def test_tools_are_told_by_who_asks_where_there_is_no_system(source):
     assert said.startswith("# Tools") and said.endswith("</tool_call>\n\nHi|Yes?|Hi|") and said.count("# Tools") == 1
 
 
+def test_a_word_of_tools_in_its_text_makes_no_template_know_them():
+    """As firefunction's, which reads functions; it left tools out without a word."""
+    said = text("You have tools. {% for m in messages %}{{ m.content }}|{% endfor %}{{ functions }}", tools=[TOOL])
+    assert said.count("# Tools") == 1 and json.dumps(TOOL, ensure_ascii=False) in said
+
+
 def test_a_template_that_knows_tools_is_left_alone():
     assert text("{% if tools and messages | length > 1 %}x{% endif %}{{ messages[0].content }}", tools=[TOOL]) == "Hi"
 
@@ -157,6 +163,8 @@ def test_a_template_that_knows_tools_is_left_alone():
     ("{{ raise_exception('not today') }}", {"tools": [TOOL]}, "refuses the messages: not today"),
     (CHATML, {"more": {"enable_thinkng": False}}, "enable_thinkng is False, which the model's chat template does not read; leave it out"),
     (CHATML, {"more": {"enable_thinking": True}}, "enable_thinking is True"), (CHATML, {"more": {"reasoning_effort": "low"}}, "is 'low'"),
+    (CHATML + "{{ enable_thinking }}", {"more": {"thinking": True}}, "thinking is True"),  # a part of another name is none
+    (CHATML + "{# by effort #}", {"more": {"effort": 1}}, "effort is 1"), (CHATML + "{% set own = 1 %}", {"more": {"own": 2}}, "own is 2"),
 ])  # fmt: skip
 def test_what_a_template_would_pass_over_is_refused(source, told, why):
     with pytest.raises(InputError, match=why):

@@ -50,7 +50,7 @@ PERSON = {
 }  # fmt: skip
 NUMBERS = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
 SPEC = SimpleNamespace(name="toy", numbers=lambda by: WORDS)
-SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{# tools #}{{ messages[0].content }}", {}))
+SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{% if tools %}{% endif %}{{ messages[0].content }}", {}))
 SERVED.calls_tools, SERVED.calls_plainly, SERVED.call_form = True, False, ("<tool_call>\n", "arguments", False)
 SERVED.check_writes = lambda: None
 

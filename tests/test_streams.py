@@ -310,7 +310,7 @@ def served(status, details, slow=0.02, keys=(), origins=()):
 
     own, listener = Front(SOURCE, near=True), server.listening("127.0.0.1", 0)
     rank = Rank(own, slow)
-    template = ChatTemplate("{# tools #}{% for message in messages %}{{ message.content }} {% endfor %}", {})
+    template = ChatTemplate("{% if tools %}{% endif %}{% for message in messages %}{{ message.content }} {% endfor %}", {})
     spec = SimpleNamespace(name="counter", family="toy", layers=1, hidden=8, positions=64, numbers=lambda by: len(WORDS))
     model = SimpleNamespace(spec=spec, gives="text", tokens=TOKENS, template=template, check_writes=lambda: None)
     model.calls_tools, model.calls_plainly = True, False

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
+from jinja2 import meta
 from jinja2.ext import Extension
 from jinja2.nodes import Node
 from jinja2.parser import Parser
@@ -96,9 +97,10 @@ class ChatTemplate:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=extensions)
         environment.filters["tojson"] = _as_json
         environment.globals |= {"raise_exception": _refuse, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
-        self.marks, self._source = dict(marks), source
+        self.marks, self._knows_developers = dict(marks), DEVELOPER in source
         try:
             self._template = environment.from_string(source)
+            self._read = meta.find_undeclared_variables(environment.parse(source))
         except (jinja2.TemplateError, RecursionError, ValueError) as error:
             raise ModelError(f"{NAME} cannot be read: {shown(error)}") from None
 
@@ -124,7 +126,7 @@ class ChatTemplate:
         if tools and not self.knows_tools:
             return self._text_with_tools(messages, answer, tools, more)
         context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | dict(more or {})
-        talk = [_reasoned(message if self.reads(DEVELOPER) else _of_system(message)) for message in messages]
+        talk = [_reasoned(message if self._knows_developers else _of_system(message)) for message in messages]
         talk, first = self._first(talk, context)
         tried = [first]
         for turned in (_other_form, _with_calls_told):
@@ -139,8 +141,8 @@ class ChatTemplate:
         return best.text
 
     def reads(self, name: str) -> bool:
-        """Tell whether the template does anything with what has this name."""
-        return name in self._source
+        """Tell whether the template does anything with what it is told by this name, a word of which may stand in its text as well."""
+        return name in self._read
 
     @property
     def knows_tools(self) -> bool:
