@@ -30,7 +30,7 @@ QUIET_PART = 0.2  # of the deadline that a rank is silent for at most
 LONG_PART = 0.5  # of the deadline without a word, after which a rank is waited for
 TAKE_SECONDS = 0.5
 IDLE_SECONDS = 0.001  # between two looks of a rank that has nothing to do meanwhile; twice as long each time, up to
-RESTING_SECONDS = 0.008
+RESTING_SECONDS = 0.008  # where nobody has, or up to IDLE_LOOK_SECONDS where others have: a look takes 30 us, and them up to 1 ms
 ALIVE = ""  # the box of letters that say nothing
 
 Arrays = Mapping[str, np.ndarray]
@@ -78,6 +78,7 @@ class Mail:
         now = time.monotonic()
         self.heard, self.told = dict.fromkeys(self.partners, now), dict.fromkeys([*self.partners, *followers], now)
         self.last = now  # when this rank had or wrote a letter
+        self.rest = IDLE_SECONDS  # until the next look, of a rank that has nothing to do
         self.closing = False
         self.error: BaseException | None = None
         self.awake = threading.Event()
@@ -104,10 +105,10 @@ class Mail:
             if rank != self.rank:
                 self.send(rank, box, facts)
 
-    def take(self, box: str, timeout: float | None = None, idle: bool = False) -> Letter | None:
+    def take(self, box: str, timeout: float | None = None, idle: float = 0.0) -> Letter | None:
         """Return the next letter in a box; None when none comes within `timeout` seconds, of which None means that they are for ever.
 
-        `idle`: this rank has no part in what the others do meanwhile.
+        `idle`: seconds between two looks at most, of a rank that has no part in what the others do meanwhile.
         """
         end = None if timeout is None else time.monotonic() + timeout
         return self._handed(box, end) if self.lead is None else self._found(box, self.lead, end, idle)
@@ -125,9 +126,10 @@ class Mail:
                 if end is not None and time.monotonic() >= end:
                     return None
 
-    def _found(self, box: str, lead: int, end: float | None, idle: bool) -> Letter | None:
+    def _found(self, box: str, lead: int, end: float | None, idle: float) -> Letter | None:
         """Look for what is in a box."""
-        inbox, rest, begin = self._box(box), IDLE_SECONDS, time.perf_counter()
+        inbox, begin = self._box(box), time.perf_counter()
+        self.rest = min(self.rest, idle) or IDLE_SECONDS  # an order that was nothing to this rank changes nothing
         while True:
             last = self.heard.get(lead)
             with self.patience.slower() if idle else nullcontext(), self.patience.waiting(lambda: [lead]):
@@ -139,8 +141,8 @@ class Mail:
                     if end is not None and time.monotonic() >= end:
                         return None
                     if idle:
-                        time.sleep(rest)
-                        rest = min(2 * rest, RESTING_SECONDS)  # its host's cores may be another rank's
+                        time.sleep(self.rest)
+                        self.rest = min(2 * self.rest, idle)  # its host's cores may be another rank's
                     else:
                         self.pause(time.perf_counter() - begin)
 

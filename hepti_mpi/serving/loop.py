@@ -16,7 +16,7 @@ import numpy as np
 
 from hepti_mpi.cluster.links import links_again
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.comm.mail import Mail
+from hepti_mpi.comm.mail import IDLE_LOOK_SECONDS, RESTING_SECONDS, Mail
 from hepti_mpi.engine.loading import Ready, swap
 from hepti_mpi.models.tasks.heads import Result
 from hepti_mpi.program import plan as plans
@@ -144,9 +144,15 @@ class Course:
 
     def order(self) -> Mapping[str, Any]:
         """Return the next order that rank 0 gives."""
-        letter = self.mail.take(ORDERS, idle=self.resting or not self.ready.engine.takes_part)
+        letter = self.mail.take(ORDERS, idle=self._idle())
         assert letter is not None, "it waits for ever"
         return letter.facts
+
+    def _idle(self) -> float:
+        """Return how long this rank may look away, in seconds."""
+        if not self.ready.engine.takes_part:
+            return IDLE_LOOK_SECONDS
+        return RESTING_SECONDS if self.resting else 0.0
 
     def report(self, facts: dict[str, Any]) -> None:
         """Tell rank 0, which reads that when it likes."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.comm.launcher import host_name
-from hepti_mpi.comm.mail import Letter, Mail
+from hepti_mpi.comm.mail import IDLE_LOOK_SECONDS, Letter, Mail
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.crew import Crew, beside
 from hepti_mpi.engine.machine import Machine
@@ -282,5 +282,6 @@ def _tell(crew: Crew, mail: Mail, order: dict[str, Any]) -> None:
 
 def _follow(crew: Crew, mail: Mail) -> None:
     """Do what the first rank of the stage says, until the end."""
-    while (letter := mail.take(WORK, idle=not crew.engine.takes_part)) is not None and letter.facts["do"] != "end":
+    idle = 0.0 if crew.engine.takes_part else IDLE_LOOK_SECONDS
+    while (letter := mail.take(WORK, idle=idle)) is not None and letter.facts["do"] != "end":
         crew.engine.run(letter.facts["lengths"], None)

@@ -12,7 +12,7 @@ from test_answers import GOLDEN, SHARES, desk_of, loaded, opened
 
 from hepti_mpi.cluster import links
 from hepti_mpi.comm.control import SHORT_BYTES
-from hepti_mpi.comm.mail import Mail
+from hepti_mpi.comm.mail import RESTING_SECONDS, Mail
 from hepti_mpi.comm.sizes import PART_BYTES
 from hepti_mpi.engine import loading
 from hepti_mpi.models.checkpoints.random import random_model
@@ -44,7 +44,7 @@ def test_orders_come_in_order_and_reports_come_back(world, machine):
             assert [letter.facts["twice"] for letter in found if letter.sender == rank] == [2 * number for number in range(COUNT)]
     else:
         for number in range(COUNT):
-            order = mail.take("orders", idle=world.rank % 2 == 0).facts
+            order = mail.take("orders", idle=RESTING_SECONDS * (world.rank % 2 == 0)).facts
             assert order == {"number": number, "text": "x" * number * 50}
             mail.send(0, "reports", {"twice": 2 * number})
         mail.send(0, "unread", {"nobody": "reads this"}, {"large": np.zeros(1 << 18)})
