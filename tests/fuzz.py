@@ -38,7 +38,7 @@ from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import read_requests
 from hepti_mpi.models.inputs.text import Reading
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program import placement as placements
 from hepti_mpi.reporting.benches import read_benches
@@ -132,7 +132,7 @@ def kinds(folder: Path) -> list[Kind]:
     from made_benches import bench
 
     profile = cluster((3.0, 2.0, 1.0))
-    choice = choose(model.spec, model.source_hash, profile, Request(32)).chosen.plan
+    choice = choose(model.spec, model.source_hash, profile, Demand(32)).chosen.plan
     words, images = random_model("tiny-bert"), random_model("tiny-vit")
     arrays, picture, large = io.BytesIO(), io.BytesIO(), io.BytesIO()
     np.savez(arrays, input_ids=np.ones((3, 9), np.int64), attention_mask=np.ones((3, 9), np.int64))

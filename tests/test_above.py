@@ -8,8 +8,8 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program import ownership
 from hepti_mpi.program.build import make_program
@@ -22,7 +22,7 @@ PROFILE = cluster((9, 7, 8), mbit=1000)
 
 
 def of(layout=("heads", "columns"), profile=PROFILE):
-    plan = choose(SPEC, "hash", profile, Request(ROWS, layout=layout, shares=(1.0, 1.0, 1.0), mode="packed")).chosen.plan
+    plan = choose(SPEC, "hash", profile, Demand(ROWS, layout=layout, shares=(1.0, 1.0, 1.0), mode="packed")).chosen.plan
     return plan, make_program(SPEC, plan)
 
 
@@ -89,7 +89,7 @@ def test_starts_are_those_of_calls_and_of_our_own_exchanges():
 
 def test_one_rank_alone_has_nothing_to_exchange():
     profile = cluster((9,))
-    plan = choose(SPEC, "hash", profile, Request(ROWS, mode="packed")).chosen.plan
+    plan = choose(SPEC, "hash", profile, Demand(ROWS, mode="packed")).chosen.plan
     program = make_program(SPEC, plan)
     steps = np.array([[[1e-3 * isinstance(step, Compute) for step in program]]])
     found = above_bound(SPEC, profile, ROWS, plan, program, Measured([2e-3], steps, np.zeros((1, len(program)))), BOUND)

@@ -10,8 +10,8 @@ from layers import sized
 
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.build import make_program
@@ -24,7 +24,7 @@ SPEC = sized(random_model("tiny-bert").spec, layers=12, hidden=768, heads=12, ff
 ROWS = 128
 PROFILE = cluster((20.0, 12.0, 6.0))
 RANKS = 3
-REQUEST = Request(ROWS)
+REQUEST = Demand(ROWS)
 SWITCHES_PER_CHANGE = 2
 CHOSEN = {}
 PRICES = {}
@@ -257,7 +257,7 @@ def test_a_wire_by_layer_is_planned_with_and_what_changes_too_much_is_said():
     before = world.plan.hash
     world.adapter.swapped(0.4, 0.3, fewer)
     less = f"int8 on the wire in 7 of 12 layers changes results of plan {before} by more than is allowed: int8 in 4 of 12 layers is used"
-    assert world.said == [less] and world.adapter.plan.wire == fewer and world.adapter.request.wires == ("float32", fewer)
+    assert world.said == [less] and world.adapter.plan.wire == fewer and world.adapter.demand.wires == ("float32", fewer)
 
 
 def test_two_ranks_of_which_one_has_no_part_answer():
@@ -329,12 +329,12 @@ def test_an_ordinary_job_on_an_unchanged_cluster_keeps_its_plan(hosts):
     draw, ranks = np.random.default_rng(1), len(hosts)
     lengths = np.clip(np.round(draw.lognormal(2.9, 0.75, 2000)), 4, 200).astype(int).tolist()
     parts = [[lengths[index] for index in part] for part in batches(lengths, 256, SMALL.hidden)]
-    request = Request(240, 22, 256, 200, layout=("local", "rows"))
+    demand = Demand(240, 22, 256, 200, layout=("local", "rows"))
     profile = cluster((60, 42, 24, 16)[:ranks], mbit=1000 if len(set(hosts)) > 1 else 20_000, latency=1e-4, hosts=hosts)
-    plan = choose(SMALL, "x", profile, request).chosen.plan
+    plan = choose(SMALL, "x", profile, demand).chosen.plan
     program, pricer, own = make_program(SMALL, plan), Pricer(SMALL, profile, 256), draw.normal(0, 0.05, ranks)
     assert len(plan.active) > 1 and min(pricer.of_batch(parts[0]).price(program, plan).compute) == 0
-    adapter, number, looks = Adapter(Start(SMALL, "x", profile, "hepti", request, plan), 0.4, print), 0, 0
+    adapter, number, looks = Adapter(Start(SMALL, "x", profile, "hepti", demand, plan), 0.4, print), 0, 0
     adapter.adviser, late = Now(), []
     while number < len(parts):
         order = adapter.next(len(parts) - number)

@@ -13,7 +13,7 @@ from hepti_mpi import splits
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.baselines import NAMES, Case, baseline, boosted, least_makespan, overflowed
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import check
 from hepti_mpi.weights.slices import Part

@@ -13,8 +13,8 @@ from hepti_mpi.commands.benching import Choice
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import CONFIGS, make_spec, random_model
 from hepti_mpi.planning import methods
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.tuning import bench as benches
 from hepti_mpi.tuning import turns
@@ -100,7 +100,7 @@ class Alone:
 def test_as_many_methods_answer_in_turns_as_memory_holds(times, right):
     """Fourteen of BERT-Large, on four boards of one machine, took all of its 24 GB and stood still."""
     spec, profile = random_model("tiny-bert").spec, cluster((9, 7, 8), mbit=1000)
-    chosen = {name: methods.decide(name, spec, "hash", profile, Request(26)) for name in ("sequence", "tensor", "single")}
+    chosen = {name: methods.decide(name, spec, "hash", profile, Demand(26)) for name in ("sequence", "tensor", "single")}
     whole = max(chosen["sequence"].chosen.memory)
     plans = {name: (decision.chosen.plan, decision) for name, decision in chosen.items()}
     plans = {"hepti": plans["sequence"]} | plans  # what is divided alike is held once
@@ -146,9 +146,9 @@ def test_no_prediction_is_below_the_bound(factors, monkeypatch, tmp_path):
     writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
     learned = iter(factors)
 
-    def settled(machine, spec, source_hash, segments, profile, request, decision):
+    def settled(machine, spec, source_hash, segments, profile, demand, decision):
         plan, known = decision.chosen.plan, scaled(profile, [next(learned)])
-        return Settled(plan, Pricer(spec, known, request.rows, request.attended).price(make_program(spec, plan), plan), known)
+        return Settled(plan, Pricer(spec, known, demand.rows, demand.attended).price(make_program(spec, plan), plan), known)
 
     monkeypatch.setattr(benches, "settle", settled)
     words = ["bench", "--weights", "tiny.h5", "--methods", "hepti,hepti-float16,megatron", "--repeat", "1", "--threads", "1", "--rows", "8"]

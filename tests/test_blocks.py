@@ -19,8 +19,8 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.spec import ModelSpec, layer_bytes, layer_weights
 from hepti_mpi.planning import search
 from hepti_mpi.planning.candidates import steady
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.work import layer_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import check
@@ -138,7 +138,7 @@ def test_buckets_of_distances():
 def test_plans_of_all_layers(name):
     spec = replace(odd_model(name).spec, positions=4096)
     for rows in (9, 512):
-        decision = search.choose(spec, "hash", cluster((12, 40, 5)), Request(rows, mode="packed"))
+        decision = search.choose(spec, "hash", cluster((12, 40, 5)), Demand(rows, mode="packed"))
         check(decision.chosen.plan, spec, "hash", 3)
         assert decision.chosen.price.seconds > 0
 

@@ -13,7 +13,7 @@ from hepti_mpi.errors import ProfileError
 from hepti_mpi.models.checkpoints.random import LLAMA, make_spec
 from hepti_mpi.models.spec import reduced
 from hepti_mpi.planning import texts
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 
 GOOD = """[b]
 title = "a board"
@@ -112,8 +112,8 @@ def test_a_token_takes_described_boards_what_others_published_of_such_boards(boa
     """Another program's: how it reads weights and waits for sums is its own, so that they need not be the same."""
     spec = reduced(make_spec("llama-2-7b", LLAMA_2_7B), "q4")
     profile = cluster_of([board] * count, 940.0, 200e-6, (spec.hidden, spec.ffn), spec.product_formats)
-    request = Request(1, 40, 32, 32, limits=(1 << 40,) * count, mode="packed", kept=48, prompt=32, answer=16)
-    seconds = texts.decide("tensor" if count > 1 else "single", spec, "hash", profile, request).seconds
+    demand = Demand(1, 40, 32, 32, limits=(1 << 40,) * count, mode="packed", kept=48, prompt=32, answer=16)
+    seconds = texts.decide("tensor" if count > 1 else "single", spec, "hash", profile, demand).seconds
     print(f"{count} {board}: {1e3 * seconds:.0f} ms a token, {PUBLISHED[board][count]} published")
     assert seconds == pytest.approx(1e-3 * PUBLISHED[board][count], rel=0.15)
 

@@ -12,15 +12,15 @@ from hepti_mpi.commands import main
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import bound as bounds
 from hepti_mpi.planning.bound import bound
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import _Search, choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute
 
 SPEC = replace(random_model("minilm").spec, layers=3)
-REQUEST = Request(64, mode="packed")
+REQUEST = Demand(64, mode="packed")
 
 
 def made(names, mbit=940.0, latency=2e-4):

@@ -11,7 +11,7 @@ from clusters import cluster
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import methods
 from hepti_mpi.planning.bound import Bound
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.program.steps import Compute
@@ -27,7 +27,7 @@ REQUESTS = 4
 
 def sample(name, median, seed=0):
     """A method that took about `median` seconds; step s of rank r began at s ms and took r + 1 ms."""
-    decision = methods.decide(name, SPEC, "hash", PROFILE, Request(26)).chosen
+    decision = methods.decide(name, SPEC, "hash", PROFILE, Demand(26)).chosen
     program = make_program(SPEC, decision.plan)
     every = np.zeros((3, REQUESTS, len(program)))
     for rank in decision.plan.active:

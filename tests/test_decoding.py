@@ -10,8 +10,8 @@ from hepti_mpi.cluster.profile import CACHES, EMULATION
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding, staging
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.memory import cache_bytes, word_table
-from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.stepping import Steps
 from hepti_mpi.planning.work import bytes_of_number, word_numbers
 from hepti_mpi.program.build import make_program
@@ -20,7 +20,7 @@ from hepti_mpi.program.grouping import shared
 SPEC = random_model("smollm2-135m").spec
 LLAMA = random_model("llama-3.2-1b").spec
 ROW = cache_bytes([layer.attention for layer in SPEC.each()], SPEC.kv_heads)
-TEXT = Request(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
+TEXT = Demand(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
 
 
 def decide(profile, method="hepti", **changes):
@@ -61,16 +61,16 @@ def test_a_token_is_priced_by_what_a_cache_of_its_numbers_takes():
     macs, rows = SPEC.layers * 2.0 * 4096 * block.width, SPEC.layers * block.width
     shares = {"single": {}, "tensor": {"shares": (1.0, 1.0)}}
     for method in (*shares, "stages"):
-        request = replace(TEXT, **asked)
+        demand = replace(TEXT, **asked)
         if method == "stages":
-            team = staging.staged("stages", SPEC, "0" * 64, measured, request).placement.teams[0]
-            found = [staging.of_team(SPEC, measured, replace(request, cache=cache), team) for cache in CACHES]
+            team = staging.staged("stages", SPEC, "0" * 64, measured, demand).placement.teams[0]
+            found = [staging.of_team(SPEC, measured, replace(demand, cache=cache), team) for cache in CACHES]
             seconds, prompts = [sum(one.stage_seconds) for one in found], [one.prompt_seconds for one in found]
         else:
             found = [decide(measured, method, **asked, **shares[method], cache=cache) for cache in CACHES]
             seconds = [one.chosen.price.seconds for one in found]
             plan = found[0].chosen.plan
-            prompts = [decoding.prompt_seconds(SPEC, measured, replace(request, cache=cache), plan) for cache in CACHES]
+            prompts = [decoding.prompt_seconds(SPEC, measured, replace(demand, cache=cache), plan) for cache in CACHES]
         part = max(found[0].chosen.plan.heads) / SPEC.heads if method == "tensor" else 1
         assert seconds[1] - seconds[0] == pytest.approx(part * (macs * 2e-10 + rows * 1e-8), rel=1e-6)
         assert prompts[0] == pytest.approx(prompts[1])

@@ -8,8 +8,8 @@ from clusters import cluster
 
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 from hepti_mpi.tuning.drift import Expectation, Links, Speeds, Waits, bucket_of, promised, worth
@@ -199,8 +199,8 @@ def test_what_a_promise_comes_to(advised, present, measured, after):
 
 
 def test_what_batches_should_take():
-    request = Request(20)
-    plan = choose(SPEC, "x", PROFILE, request).chosen.plan
+    demand = Demand(20)
+    plan = choose(SPEC, "x", PROFILE, demand).chosen.plan
     expected, program = Expectation(SPEC, PROFILE, plan, 20), make_program(SPEC, plan)
     for rows in (1, 2, 7, 20, 31, 100):
         seconds, compute = expected.of([rows])
@@ -212,7 +212,7 @@ def test_what_batches_should_take():
 
 def test_batches_are_priced_by_their_own_requests():
     """Where requests stay whole a batch of one leaves ranks without work, and long requests take longer than as many rows of short ones."""
-    plan = choose(SPEC, "x", cluster((1.0, 1.0)), Request(20, 5, layout=("local", "rows"))).chosen.plan
+    plan = choose(SPEC, "x", cluster((1.0, 1.0)), Demand(20, 5, layout=("local", "rows"))).chosen.plan
     expected = Expectation(SPEC, cluster((1.0, 1.0)), plan, 20)
     assert sorted(expected.of([20])[1] > 0) == [False, True] and (expected.of([10, 10])[1] > 0).all()
     assert expected.of([10, 10])[1].sum() > expected.of([5] * 4)[1].sum()

@@ -7,9 +7,9 @@ import pytest
 from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.steps import Dense, LayerNorm, Normalize, Words
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.edges import SORTED, edge_seconds
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 
 BERT, VIT = (random_model(name).spec for name in ("tiny-bert", "tiny-vit"))
@@ -48,8 +48,8 @@ def test_they_are_in_the_price():
 
     bare = cluster((9, 9))
     whole = replace(bare, edges=ONES)
-    plan = choose(BERT, "hash", bare, Request(16, mode="packed")).chosen
-    priced = choose(BERT, "hash", whole, Request(16, mode="packed")).chosen
+    plan = choose(BERT, "hash", bare, Demand(16, mode="packed")).chosen
+    priced = choose(BERT, "hash", whole, Demand(16, mode="packed")).chosen
     assert priced.plan == plan.plan
     assert priced.price.seconds - plan.price.seconds == pytest.approx(edge_seconds(BERT, ONES, (16,)))
     assert (priced.price.compute == plan.price.compute).all()

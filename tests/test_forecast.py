@@ -8,9 +8,9 @@ from clusters import cluster
 
 from hepti_mpi.cluster.profile import Edges
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.forecast import MOST_PRICES, Forecast, compared
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 
@@ -22,7 +22,7 @@ BATCHES = [[40], [9, 8, 8], [3, 3], [40]]
 @cache
 def planned():
     """Planned once somebody asks: every process that collects tests would plan otherwise."""
-    return choose(SPEC, "hash", PROFILE, Request(64, 8, mode="packed")).chosen.plan
+    return choose(SPEC, "hash", PROFILE, Demand(64, 8, mode="packed")).chosen.plan
 
 
 def forecast():
@@ -44,7 +44,7 @@ def test_requests_of_different_length_are_laid_out_as_if_all_were_as_long_as_the
     one = PROFILE.nodes[0]
     slow = replace(PROFILE, nodes=tuple(replace(node, arrange_seconds=node.arrange_seconds + 1e-6) for node in PROFILE.nodes))
     alone = replace(PROFILE, nodes=(one,), latency_seconds=((0.0,),), bytes_per_second=((0.0,),))
-    plan = choose(SPEC, "hash", alone, Request(64)).chosen.plan
+    plan = choose(SPEC, "hash", alone, Demand(64)).chosen.plan
     plan = replace(plan, weights_mode=("packed", "packed"), heads=(*plan.heads, 0), columns=(*plan.columns, 0), rows=(*plan.rows, 0),
                    hosts=PROFILE.hosts)  # fmt: skip
     for lengths in ([9, 8, 8], [19, 11, 4], [40]):

@@ -12,7 +12,7 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.formats import F32
 from hepti_mpi.models.spec import layer_bytes
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import PAGED_BYTES, make_program
@@ -66,7 +66,7 @@ def test_what_is_timed_is_what_the_store_needs(spec):
 
 def test_work_says_the_formats_of_products():
     spec = replace(SOME, layers=1, formats={"": "q8", "layers.0.mlp.up": "f32"})
-    plan = choose(spec, "h", boards(spec), Request(8)).chosen.plan
+    plan = choose(spec, "h", boards(spec), Demand(8)).chosen.plan
     (step,) = (step for step in make_program(spec, plan) if isinstance(step, Compute))
     products = step_work(spec, plan, 0, step, 8, 64).products
     by = {name: sum(weights for _, weights, kind in products if kind == name) for name in ("f32", "q8")}
@@ -74,10 +74,10 @@ def test_work_says_the_formats_of_products():
 
 
 def test_plans_are_priced_and_fit_by_format():
-    prices = {name: choose(spec, "h", boards(spec), Request(128)).chosen.price.seconds for name, spec in {"f32": BASE, **REDUCED}.items()}
+    prices = {name: choose(spec, "h", boards(spec), Demand(128)).chosen.price.seconds for name, spec in {"f32": BASE, **REDUCED}.items()}
     assert prices["q8"] < 0.7 * prices["f32"] and prices["f16"] == prices["f32"]
     whole = sum(layer_bytes(BASE).values()) * BASE.layers
-    memory = choose(REDUCED["q8"], "h", boards(BASE), Request(16, limits=(whole // 3,))).chosen.memory[0]  # float32 would not fit
+    memory = choose(REDUCED["q8"], "h", boards(BASE), Demand(16, limits=(whole // 3,))).chosen.memory[0]  # float32 would not fit
     assert whole / 4 < memory < whole / 3
 
 
@@ -95,20 +95,20 @@ def test_kept_files_let_a_share_larger_than_memory_in(name):
     limit = PAGED_BYTES + (8 << 20)
     assert sum(layer_bytes(spec).values()) * spec.layers > 1.5 * limit
     with pytest.raises(CapacityError, match="run with --weights-mode mapped --weights-cache FOLDER, which reads"):
-        choose(spec, "h", boards(spec), Request(16, limits=(limit,), mode="mapped"))
-    chosen = choose(spec, "h", boards(spec), Request(16, limits=(limit,), mode="mapped", prepacked=True)).chosen
+        choose(spec, "h", boards(spec), Demand(16, limits=(limit,), mode="mapped"))
+    chosen = choose(spec, "h", boards(spec), Demand(16, limits=(limit,), mode="mapped", prepacked=True)).chosen
     assert chosen.plan.weights_mode == ("mapped",) and PAGED_BYTES <= chosen.memory[0] <= limit
     segments = [step for step in make_program(spec, chosen.plan) if isinstance(step, Compute)]
     assert len(segments) > 1
     layers = max(len({op.layer for op in step.ops if op.layer >= 0}) for step in segments)
     assert layers * sum(layer_bytes(spec).values()) <= PAGED_BYTES
     with pytest.raises(CapacityError, match=r"weights stay in the file\); give each rank at least \d{9} bytes"):
-        choose(spec, "h", boards(spec), Request(16, limits=(PAGED_BYTES // 2,), mode="mapped", prepacked=True))
+        choose(spec, "h", boards(spec), Demand(16, limits=(PAGED_BYTES // 2,), mode="mapped", prepacked=True))
 
 
 def test_float32_weights_stay_in_the_store_without_files():
     with pytest.raises(CapacityError, match="run with --weights-mode mapped, which reads"):
-        choose(BASE, "h", boards(BASE), Request(16, limits=(PAGED_BYTES,)))
-    assert choose(BASE, "h", boards(BASE), Request(16, limits=(PAGED_BYTES // 2,), mode="mapped")).chosen.memory[0] < PAGED_BYTES // 2
-    packed = make_program(BASE, choose(BASE, "h", boards(BASE), Request(16)).chosen.plan)
+        choose(BASE, "h", boards(BASE), Demand(16, limits=(PAGED_BYTES,)))
+    assert choose(BASE, "h", boards(BASE), Demand(16, limits=(PAGED_BYTES // 2,), mode="mapped")).chosen.memory[0] < PAGED_BYTES // 2
+    packed = make_program(BASE, choose(BASE, "h", boards(BASE), Demand(16)).chosen.plan)
     assert sum(isinstance(step, Compute) for step in packed) == 1

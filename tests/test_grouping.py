@@ -14,7 +14,7 @@ from made_plans import plan_of
 from hepti_mpi.errors import PlanError, StoreError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import decoding
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.stepping import Steps
 from hepti_mpi.program import grouping
 from hepti_mpi.program import plan as plans
@@ -23,7 +23,7 @@ from hepti_mpi.weights.slices import DecodingPart, all_weights, span
 from hepti_mpi.weights.store import Store
 
 SMOL = random_model("smollm2-135m").spec  # 9 heads read 3
-TEXT = Request(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
+TEXT = Demand(1, 128, 128, 128, kept=1000, prompt=128, answer=128)
 
 
 def parted(spec, heads, columns=None):

@@ -19,7 +19,7 @@ from hepti_mpi.engine.sessions import bound
 from hepti_mpi.engine.timing import Behind, Timers, timers
 from hepti_mpi.models.attention import mixed
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.work import step_work
 from hepti_mpi.program.build import make_program
@@ -255,7 +255,7 @@ def test_whole_layers_do_what_a_plan_of_one_rank_is_priced_for(name, last):
     """`last`: elements of the norm behind all layers."""
     spec = sized(random_model(name).spec, layers=2, hidden=64, heads=4, ffn=96)
     profile = cluster_of(["pi4"], 100.0, 2e-4, (64, 96))
-    plan = choose(spec, "hash", profile, Request(16, mode="packed")).chosen.plan
+    plan = choose(spec, "hash", profile, Demand(16, mode="packed")).chosen.plan
     (step,) = (step for step in make_program(spec, plan) if isinstance(step, Compute))
     layers = timers(spec, 1, PLAIN).layers
     layers.call((8, 8))()

@@ -189,9 +189,9 @@ def test_there_are_modules():
 
 
 @pytest.mark.parametrize("place, source, wrong", [
-    ("planning/price.py", "from hepti_mpi.program.plan import Plan\nfrom hepti_mpi.models import spec\nimport numpy", 0),
-    ("planning/price.py", "from hepti_mpi.engine.engine import Engine", 1),
-    ("planning/price.py", "from hepti_mpi import comm, cli", 1),
+    ("planning/pricer.py", "from hepti_mpi.program.plan import Plan\nfrom hepti_mpi.models import spec\nimport numpy", 0),
+    ("planning/pricer.py", "from hepti_mpi.engine.engine import Engine", 1),
+    ("planning/pricer.py", "from hepti_mpi import comm, cli", 1),
     ("models/spec.py", "def f():\n    import hepti_mpi.cluster.profile", 1),
     ("splits.py", "from hepti_mpi.models import spec", 1),
     ("comm/ranks.py", "from hepti_mpi import splits\nfrom hepti_mpi.comm import launcher\nfrom mpi4py import MPI", 0),
@@ -205,8 +205,8 @@ def test_there_are_modules():
     ("weights/slices.py", "import h5py", 1),
     ("engine/engine.py", "from onnx import helper\nimport onnxruntime", 2),
     ("tools/x.py", "from hepti_mpi.errors import HeptiError", 1),
-    ("planning/price.py", "from importlib import import_module\nx = import_module('hepti_mpi.engine.engine')", 1),
-    ("planning/price.py", "def f():\n    return __import__('hepti_mpi.engine.engine')", 1),
+    ("planning/pricer.py", "from importlib import import_module\nx = import_module('hepti_mpi.engine.engine')", 1),
+    ("planning/pricer.py", "def f():\n    return __import__('hepti_mpi.engine.engine')", 1),
     ("commands/main.py", "COMMANDS = {'run': 'hepti_mpi.commands.run:run'}", 0),
     ("models/spec.py", "SAID = 'hepti_mpi is a package; hepti_mpi.engine computes'", 0),
 ])  # fmt: skip

@@ -9,11 +9,11 @@ from clusters import GIB, cluster
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import baselines
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.methods import BOOST, NAMES, OURS, decide
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.reasons import left_out
 from hepti_mpi.planning.refine import TILES
-from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.scale import by_ranks
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
@@ -39,14 +39,14 @@ def chosen(name, profile=MIXED, spec=BASE, **options):
 
 def decided(name, profile, spec, options):
     """The plan of `name`, which is one that can be run, with its price and within memory."""
-    request = Request(**{"rows": 96, **options})
-    decision = decide(name, spec, "hash", profile, request)
+    demand = Demand(**{"rows": 96, **options})
+    decision = decide(name, spec, "hash", profile, demand)
     one = decision.chosen
     check(one.plan, spec, "hash", len(profile.nodes))
     program = make_program(spec, one.plan)
-    assert one.price.seconds == Pricer(spec, profile, request.rows, request.attended).price(program, one.plan).seconds
-    assert one.plan.predicted_seconds == one.price.seconds and one.plan.planned_rows == request.rows
-    limits = request.limits or [node.memory_bytes for node in profile.nodes]
+    assert one.price.seconds == Pricer(spec, profile, demand.rows, demand.attended).price(program, one.plan).seconds
+    assert one.plan.predicted_seconds == one.price.seconds and one.plan.planned_rows == demand.rows
+    limits = demand.limits or [node.memory_bytes for node in profile.nodes]
     assert len(one.memory) == one.plan.ranks and all(need <= limit for need, limit in zip(one.memory, limits))
     assert all((need > 0) == (rank in one.plan.active) for rank, need in enumerate(one.memory))
     assert set(decision.with_rank) >= set(one.plan.active)
@@ -69,7 +69,7 @@ def test_every_name_leads_to_a_plan(name, profile):
     else:
         assert one.plan.wire == "float32" or name in ("hepti-float16", "hepti-int8")
     if profile is EVEN:  # where plans that are as good tempt most
-        assert decide(name, BASE, "hash", profile, Request(96)).chosen.plan.hash == one.plan.hash, "asked again"
+        assert decide(name, BASE, "hash", profile, Demand(96)).chosen.plan.hash == one.plan.hash, "asked again"
 
 
 @pytest.mark.parametrize("name", baselines.NAMES)
@@ -100,9 +100,9 @@ def test_ours_is_the_soonest():
 def test_the_name_decides_what_is_searched_and_the_request_the_rest():
     three = cluster((16, 11.4, 6.7), mbit=50)  # they tell names apart as well as MIXED, and are searched sooner
     for name, fields in OURS.items():
-        request = Request(40, strategy="sequence" if name == "tensor" else "tensor", mode="packed")
-        expected = choose(BASE, "hash", three, replace(request, **fields)).chosen.plan
-        assert decide(name, BASE, "hash", three, request).chosen.plan.hash == expected.hash
+        demand = Demand(40, strategy="sequence" if name == "tensor" else "tensor", mode="packed")
+        expected = choose(BASE, "hash", three, replace(demand, **fields)).chosen.plan
+        assert decide(name, BASE, "hash", three, demand).chosen.plan.hash == expected.hash
     short = chosen("sequence", cluster((16, 11, 9), mbit=40), wires=("float32", "float16")).plan
     assert short.wire == "float16" and short.strategy == "sequence"
     forced = chosen("hepti", layout=("rows", "columns"), shares=(3, 2, 1, 1)).plan
@@ -114,7 +114,7 @@ def test_the_name_decides_what_is_searched_and_the_request_the_rest():
 @pytest.mark.parametrize("name", ["", "fly", "Hepti", BOOST, "fly-boost", *(name + BOOST for name in OURS), "megatron-boost-boost"])
 def test_unknown_names(name):
     with pytest.raises(PlanError, match="there is no baseline"):
-        decide(name, BASE, "hash", MIXED, Request(96))
+        decide(name, BASE, "hash", MIXED, Demand(96))
 
 
 @pytest.mark.parametrize("name", ["megatron", "coedge-boost", "single"])
@@ -126,13 +126,13 @@ def test_unknown_names(name):
 ])  # fmt: skip
 def test_what_the_rules_of_others_do_not_have(name, options, words):
     with pytest.raises(PlanError, match=words):
-        decide(name, BASE, "hash", MIXED, Request(96, **options))
+        decide(name, BASE, "hash", MIXED, Demand(96, **options))
 
 
 @pytest.mark.parametrize("name", [*NAMES, *BOOSTED])
 def test_too_little_memory_is_told(name):
     with pytest.raises(CapacityError, match=r"rank \d on pi\d lacks \d+ bytes"):
-        decide(name, BASE, "hash", MIXED, Request(96, limits=(100_000,) * 4))
+        decide(name, BASE, "hash", MIXED, Demand(96, limits=(100_000,) * 4))
 
 
 def test_where_only_some_fit():
@@ -142,7 +142,7 @@ def test_where_only_some_fit():
         assert chosen(name, limits=limits).plan.strategy == "tensor"
     for name in ("sequence", "voltage", "coedge", "edgeflow", "single"):
         with pytest.raises(CapacityError):
-            decide(name, BASE, "hash", MIXED, Request(96, limits=limits))
+            decide(name, BASE, "hash", MIXED, Demand(96, limits=limits))
 
 
 def test_a_boost_stays_within_memory_too():
@@ -173,7 +173,7 @@ def test_more_ranks_than_rows():
 def test_growing_clusters(name):
     """The best plan on the first n ranks: with more of them ours is never slower, up to all."""
     profile = cluster((9, 9, 9, 9, 9), mbit=300)
-    found = by_ranks(name, BASE, "hash", profile, Request(96, limits=(8 * GIB,) * 5))
+    found = by_ranks(name, BASE, "hash", profile, Demand(96, limits=(8 * GIB,) * 5))
     assert list(found) == [1, 2, 3, 4, 5]
     assert all(one.plan.ranks == count for count, one in found.items())
     seconds = [one.price.seconds for one in found.values()]
@@ -190,7 +190,7 @@ def test_growing_clusters(name):
     ("sequence", {"rows": 1}, "its part of 1 row is none in every plan"),
 ])  # fmt: skip
 def test_why_a_rank_is_left_out_under_each_strategy(name, options, words):
-    decision = decide(name, BASE, "hash", MIXED, Request(**{"rows": 128} | options))
+    decision = decide(name, BASE, "hash", MIXED, Demand(**{"rows": 128} | options))
     told = list(left_out(decision))
     assert told and any(words in one for one in told), told
     named = [int(rank) for one in told for rank in re.findall(r"rank (\d) on", one)]

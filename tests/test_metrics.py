@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from hepti_mpi.commands import main
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.placement import whole
 from hepti_mpi.serving import metrics
@@ -26,7 +26,7 @@ SPEC = random_model("tiny-bert").spec
 @cache
 def two_plans():
     """Planned once somebody asks: every process that collects tests would plan otherwise."""
-    return [choose(SPEC, "hash", cluster(speeds, mbit=100_000), Request(97)).chosen.plan for speeds in ((9, 7, 8), (9, 1, 8))]
+    return [choose(SPEC, "hash", cluster(speeds, mbit=100_000), Demand(97)).chosen.plan for speeds in ((9, 7, 8), (9, 1, 8))]
 
 
 class Switching(Steady):

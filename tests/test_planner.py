@@ -17,11 +17,11 @@ from hepti_mpi import splits
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.planning.demand import Demand, Exchange
 from hepti_mpi.planning.memory import activation_widths
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
-from hepti_mpi.planning.request import Exchange, Request
 from hepti_mpi.planning.search import AS_GOOD, LEANER, MUCH_LESS, _Search, again, choose, costs_of
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.walk import Walk
@@ -41,7 +41,7 @@ OWN = Exchange("reduce_scatter", "own")
 
 def decide(spec, profile, rows=128, **options):
     """The decision; every candidate in it is a valid plan that fits and is not sooner than the chosen one, or hardly and sends more."""
-    decision = choose(spec, "hash", profile, Request(rows, **options))
+    decision = choose(spec, "hash", profile, Demand(rows, **options))
     limits = options.get("limits") or [(node.alone or node).memory_bytes for node in profile.nodes]
     for candidate in (decision.chosen, *decision.others):
         check(candidate.plan, spec, "hash", len(profile.nodes))
@@ -237,7 +237,7 @@ def test_a_wire_by_layer_is_searched_with_and_priced_between():
     whole = decide(SHORT, cluster((12,) * 4, mbit=20), 160, attended=20, wires=("float32", wires[1])).chosen
     assert set(whole.plan.layers) == {("local", "rows")}  # which sends nothing between: as soon with any wire
     like = found[0].plan
-    costs = costs_of(SHORT, profile, Request(96), like)
+    costs = costs_of(SHORT, profile, Demand(96), like)
     for mixed in map(wire_of, product(("float32", "int8"), ("float16", "int8"), repeat=2)):
         plan = replace(like, wire=mixed)
         (priced,) = costs.candidates([plan])
@@ -265,7 +265,7 @@ def some_plans(seed, head_start=0.0):
     ranks, spec = int(random.integers(2, 6)), (BASE, LARGE)[seed % 2]
     profile = cluster(tuple(random.uniform(2, 40, ranks)), float(10 ** random.uniform(1.6, 4)), float(10 ** random.uniform(-5, -3)))
     profile = replace(profile, nodes=tuple(replace(node, head_start_bytes=head_start) for node in profile.nodes))
-    search = _Search(spec, "hash", profile, Request(int(random.integers(16, 200)), mode="packed"))
+    search = _Search(spec, "hash", profile, Demand(int(random.integers(16, 200)), mode="packed"))
     refinement = Refinement(spec, search.costs.tried, search.seconds, search.freely)
     plans = []
     for layout in LAYOUTS:
@@ -315,12 +315,12 @@ def test_again_goes_on_from_a_plan():
     """With other speeds the layouts stay and the shares follow."""
     before, after = cluster((12, 12, 12), mbit=200), cluster((12, 24, 6), mbit=200)
     plan = decide(SHORT, before, layout=("alltoall", "rows")).chosen.plan
-    found = again(SHORT, "hash", after, Request(128, layout=("alltoall", "rows")), plan)
+    found = again(SHORT, "hash", after, Demand(128, layout=("alltoall", "rows")), plan)
     check(found.plan, SHORT, "hash", 3)
     assert found.plan.layers == plan.layers and found.plan.rows[1] > found.plan.rows[0] > found.plan.rows[2]
-    stale = _Search(SHORT, "hash", after, Request(128, mode="packed")).costs.candidates([plan])[0]
+    stale = _Search(SHORT, "hash", after, Demand(128, mode="packed")).costs.candidates([plan])[0]
     assert found.price.seconds < stale.price.seconds
-    assert again(SHORT, "hash", before, Request(128), plan).price.seconds <= plan.predicted_seconds * (1 + 1e-3)
+    assert again(SHORT, "hash", before, Demand(128), plan).price.seconds <= plan.predicted_seconds * (1 + 1e-3)
 
 
 # many ranks and every time
@@ -346,7 +346,7 @@ def test_many_ranks_need_few_walks_and_are_planned_soon(monkeypatch):
         profile = cluster(tuple(np.linspace(5, 50, ranks)), mbit=1000)
         calls.clear()
         begin = time.process_time()
-        decision = choose(LARGE, "hash", profile, Request(128))
+        decision = choose(LARGE, "hash", profile, Demand(128))
         seconds[ranks] = time.process_time() - begin
         check(decision.chosen.plan, LARGE, "hash", ranks)
         assert 20 <= len(calls) <= most, ranks
@@ -389,7 +389,7 @@ def test_less_memory_goes_from_sequence_over_mixes_to_tensor_and_then_refuses():
 @pytest.mark.parametrize("fraction", [0.3, 0.5, 0.7, 0.9])
 def test_a_mix_holds_as_many_rich_layers_as_fit(fraction):
     limit = int(layer_bytes(BASE) * fraction) + 14_000_000
-    search = _Search(BASE, "hash", cluster((12,) * 4, mbit=100), Request(128, limits=(limit,) * 4, mode="packed"))
+    search = _Search(BASE, "hash", cluster((12,) * 4, mbit=100), Demand(128, limits=(limit,) * 4, mode="packed"))
     mixes = [layers for layers in search.layer_choices((0, 1, 2, 3)) if len(set(layers)) > 1]
     assert mixes
     for layers in mixes:
@@ -585,7 +585,7 @@ def test_a_rank_alone_has_the_memory_of_its_host():
 
 @pytest.mark.parametrize("speedup, active", [(2.1, (0,)), (1.7, (0,)), (1.2, (0,)), (0.9, (0, 1))])
 def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
-    decision = choose(LARGE, "hash", with_alone(cluster((9, 9), mbit=20_000, latency=1e-6, hosts=["a", "a"]), speedup), Request(128))
+    decision = choose(LARGE, "hash", with_alone(cluster((9, 9), mbit=20_000, latency=1e-6, hosts=["a", "a"]), speedup), Demand(128))
     assert decision.chosen.plan.active == active
     if speedup == 1.2:
         (sentence,) = more_ranks(decision)
@@ -611,7 +611,7 @@ def test_ranks_beside_each_other_are_not_chosen_for_sending_less():
 @pytest.mark.parametrize("speeds", [(10, 10), (10, 9, 8), (10, 10, 10, 10)])
 def test_what_a_plan_takes_with_a_rank_is_of_several_ranks(speeds):
     """Not of that rank alone, which would be sooner than any exchange over this link."""
-    decision = choose(LARGE, "hash", cluster(speeds, mbit=2, latency=0.01), Request(128))
+    decision = choose(LARGE, "hash", cluster(speeds, mbit=2, latency=0.01), Demand(128))
     assert decision.chosen.plan.active == (0,)
     least = min(seconds for count, seconds in decision.by_ranks.items() if count > 1)
     assert all(decision.with_rank[rank] >= least for rank in range(1, len(speeds)))
@@ -621,7 +621,7 @@ def test_what_a_plan_takes_with_a_rank_is_of_several_ranks(speeds):
 @pytest.mark.parametrize("speeds", [(9, 2), (9, 7, 3)])
 def test_the_best_plan_on_all_ranks_gives_each_a_part(speeds):
     """What it takes with a rank is no more than what the best plan takes on so many ranks: two sentences say one number."""
-    decision = choose(SHORT, "hash", cluster(speeds, mbit=300), Request(10))
+    decision = choose(SHORT, "hash", cluster(speeds, mbit=300), Demand(10))
     assert max(decision.with_rank.values()) <= decision.by_ranks[len(speeds)]
 
 
@@ -637,9 +637,9 @@ def test_nothing_is_said_where_all_ranks_are_used():
 ])  # fmt: skip
 def test_what_would_be_enough_is_said_and_is_enough(options, words):
     """The least that is named is enough; less batch is advised only where it helps."""
-    profile, request = cluster((12, 8, 4)), replace(Request(128), **options)
+    profile, demand = cluster((12, 8, 4)), replace(Demand(128), **options)
     with pytest.raises(CapacityError) as error:
-        choose(SHORT, "hash", profile, request)
+        choose(SHORT, "hash", profile, demand)
     found = re.search(words, str(error.value))
     assert found, error.value
-    choose(SHORT, "hash", profile, replace(request, limits=(int(found[1]),) * 3))
+    choose(SHORT, "hash", profile, replace(demand, limits=(int(found[1]),) * 3))

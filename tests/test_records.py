@@ -10,7 +10,7 @@ from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import reasons
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program import placement
 from hepti_mpi.program.steps import Compute, Sync
@@ -22,7 +22,7 @@ SPEC = random_model("tiny-bert").spec
 @cache
 def made():
     """Planned once somebody asks: every process that collects tests would plan otherwise."""
-    return choose(SPEC, "hash", cluster((9, 7, 8), mbit=100_000), Request(97))
+    return choose(SPEC, "hash", cluster((9, 7, 8), mbit=100_000), Demand(97))
 
 
 def test_examples_in_docstrings():
@@ -232,7 +232,7 @@ def test_an_input_is_cut_on_a_screen_only():
 
 
 def test_what_is_left_out_is_told():
-    decision = choose(SPEC, "hash", cluster((9, 9, 0.01)), Request(97, shares=(1, 1, 0)))
+    decision = choose(SPEC, "hash", cluster((9, 9, 0.01)), Demand(97, shares=(1, 1, 0)))
     assert "left out" in records.plan_lines(decision.chosen.plan).splitlines()[-1]
     assert "rank 2 on pi2 is left out: no plan that was priced" in records.decision_lines(decision)
 
@@ -240,7 +240,7 @@ def test_what_is_left_out_is_told():
 def test_ranks_of_which_the_same_is_to_be_said_have_one_line():
     assert doctest.testmod(reasons).failed == 0
     profile = cluster((9,) * 5, hosts=["a", "b", "b", "b", "c"])
-    (line,) = reasons.left_out(choose(SPEC, "hash", profile, Request(97, shares=(1, 0, 0, 0, 0))))
+    (line,) = reasons.left_out(choose(SPEC, "hash", profile, Demand(97, shares=(1, 0, 0, 0, 0))))
     assert line.startswith("ranks 1 to 3 on b and rank 4 on c are left out, each because ")
     assert reasons.named(range(9), "abcdefghi").endswith(", rank 5 on f and 3 more")
 

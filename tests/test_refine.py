@@ -14,9 +14,9 @@ from made_plans import plan_of
 from hepti_mpi import splits
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.candidates import Candidate, Tried, Variants
+from hepti_mpi.planning.demand import MPI, Demand, Exchange
 from hepti_mpi.planning.prices import Price, Prices
 from hepti_mpi.planning.refine import COLUMN_STEPS, CUTTING, MOST_IMPROVED, MOST_MOVES, ROW_STEPS, TILES, Refinement, order
-from hepti_mpi.planning.request import MPI, Exchange, Request
 from hepti_mpi.planning.search import LEANER, _Search
 from hepti_mpi.program.plan import check
 
@@ -27,7 +27,7 @@ OWN = Exchange("reduce_scatter", "own")
 
 
 def search_of(speeds, mbit=100, rows=97, spec=ODD, **options):
-    return _Search(spec, "hash", cluster(speeds, mbit=mbit), Request(rows, mode="packed", **options))
+    return _Search(spec, "hash", cluster(speeds, mbit=mbit), Demand(rows, mode="packed", **options))
 
 
 def first(search, layout, exchange=OWN, subset=None):

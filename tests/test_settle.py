@@ -7,15 +7,15 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 from hepti_mpi.tuning.settle import CLOSE, FINALISTS, MOST_LATE, TRUST, Trial, first_layers, learned, longer, promising
 from hepti_mpi.weights.slices import Part
 
 SPEC = replace(random_model("bert-base").spec, layers=4)
-REQUEST = Request(96, mode="packed")
+REQUEST = Demand(96, mode="packed")
 PROFILE = cluster((20, 12, 6), mbit=3000)
 
 

@@ -7,8 +7,8 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.models.checkpoints.random import random_model
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.steps import Compute
@@ -23,7 +23,7 @@ PROFILE = cluster((9, 7, 8), mbit=100)
 @pytest.mark.parametrize("layout", [("alltoall", "rows"), ("heads", "columns"), ("rows", "rows"), ("heads", "rows")], ids="/".join)
 @pytest.mark.parametrize("tiles", [1, 2])
 def test_steps_sum_to_the_price(layout, tiles):
-    plan = choose(SPEC, "hash", PROFILE, Request(26, layout=layout, shares=(2.0, 1.0, 1.0), mode="packed")).chosen.plan
+    plan = choose(SPEC, "hash", PROFILE, Demand(26, layout=layout, shares=(2.0, 1.0, 1.0), mode="packed")).chosen.plan
     plan = replace(plan, collectives="own", reduction="reduce_scatter", tiles=(plan.rows,) if tiles == 1 else ((7, 3, 3), (6, 4, 3)))
     program, pricer = make_program(SPEC, plan), Pricer(SPEC, PROFILE, 26)
     price, times = pricer.price(program, plan), step_times(pricer, program, plan)

@@ -561,7 +561,7 @@ def test_a_finished_output_is_left_as_it_is(tmp_path, capsys):
 
 def test_what_was_measured_is_kept_beside_the_hostfile(tmp_path):
     whole, other = cluster((3.0, 2.0, 1.0)), cluster((5.0, 4.0))
-    record = {"kind": "measured", "method": "hepti", "spec": {}, "source_hash": "s", "request": {}}
+    record = {"kind": "measured", "method": "hepti", "spec": {}, "source_hash": "s", "demand": {}}
     one, _ = kept(tmp_path)
     assert one.state().profiles == []
     one.heard({**record, "profile": whole.to_json()})

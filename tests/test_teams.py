@@ -16,7 +16,7 @@ from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.planning import methods, teams
-from hepti_mpi.planning.request import Request as Wanted
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.reporting.teams import arrangement_lines, described, duties
@@ -33,7 +33,7 @@ LAYER = 4 * (4 * 1024 * 1024 + 2 * 1024 * 4096)  # bytes
 def arranged(speeds, memory=8 * GIB, mbit=200.0, pipeline=False, threads=1, **more):
     profile = cluster(speeds, mbit, memory=memory, **more)
     profile = replace(profile, nodes=tuple(replace(node, threads=threads) for node in profile.nodes))
-    return teams.arranged(SPEC, "x", profile, Wanted(128, 32), pipeline)
+    return teams.arranged(SPEC, "x", profile, Demand(128, 32), pipeline)
 
 
 def members(found):
@@ -80,7 +80,7 @@ def test_many_boards_are_not_tried_in_all_ways():
 
 def test_what_no_team_can_hold_is_refused_with_numbers():
     with pytest.raises(CapacityError, match="bytes|GB|MB"):
-        teams.arranged(SPEC, "x", cluster((30, 20)), Wanted(128, 32, limits=(3 * LAYER,) * 2))
+        teams.arranged(SPEC, "x", cluster((30, 20)), Demand(128, 32, limits=(3 * LAYER,) * 2))
     assert all(set(stage.plan.weights_mode) == {"mapped"} for stage in arranged((30, 20), memory=3 * LAYER).placement.stages)
 
 
@@ -93,14 +93,14 @@ def test_stages_that_are_asked_for_are_made_on_one_host_too():
     """One rank with all cores of the host was chosen for them, without a word."""
     profile = cluster((20, 20), hosts=["pi0", "pi0"])
     nodes = tuple(replace(node, threads=1, alone=replace(node, threads=2)) for node in profile.nodes)
-    (choice,) = teams.arranged(SPEC, "x", replace(profile, nodes=nodes), Wanted(128, 32), pipeline=True).choices
+    (choice,) = teams.arranged(SPEC, "x", replace(profile, nodes=nodes), Demand(128, 32), pipeline=True).choices
     assert described(choice.team) == "stages of 12 + 12 layers"
 
 
 def test_who_has_no_room_for_a_layer_is_no_stage_nor_are_more_ranks_than_layers():
     found = arranged((30, 20, 10), memory=[8 * GIB, LAYER // 2, 8 * GIB], pipeline=True)
     assert members(found) == [(0, 2)] and described(found.choices[0].team) == "stages of 18 + 6 layers"
-    few = teams.arranged(replace(SPEC, layers=2), "x", cluster((30, 20, 10)), Wanted(128, 32), pipeline=True)
+    few = teams.arranged(replace(SPEC, layers=2), "x", cluster((30, 20, 10)), Demand(128, 32), pipeline=True)
     assert members(few) == [(0, 1)]
 
 
@@ -121,7 +121,7 @@ def test_ranks_of_a_host_must_promise_far_more_than_one_with_all_of_its_cores(ti
     profile = cluster((20, 20), hosts=["pi0", "pi0"])
     sooner = scaled(profile, (1 / times, 1 / times)).nodes
     nodes = tuple(replace(node, threads=1, alone=replace(one, threads=2)) for node, one in zip(profile.nodes, sooner))
-    found = teams.arranged(SPEC, "x", replace(profile, nodes=nodes), Wanted(128, 32))
+    found = teams.arranged(SPEC, "x", replace(profile, nodes=nodes), Demand(128, 32))
     beside, lone = (found.others[what] for what in ("2 teams of 2 ranks", "1 team of 1 rank"))
     assert beside > lone and {rank for team in members(found) for rank in team} == chosen
 
@@ -187,7 +187,7 @@ def test_when_teams_are_worth_it():
 def test_no_division_of_batches_is_sooner_than_one_that_loses_nothing(speeds, mbit):
     found = arranged(speeds, mbit=mbit)
     assert found.undivided == pytest.approx(sum(1 / seconds for seconds in found.alone.values()))
-    together = methods.decide("hepti", SPEC, "x", found.profile, Wanted(128, 32)).chosen.price.seconds
+    together = methods.decide("hepti", SPEC, "x", found.profile, Demand(128, 32)).chosen.price.seconds
     assert 1 / found.undivided <= together
     assert arranged(speeds, memory=[2 * LAYER, *[8 * GIB] * (len(speeds) - 1)], mbit=mbit).undivided is None
 
@@ -198,7 +198,7 @@ def test_how_all_divide_batches_is_looked_for_only_where_it_could_be_sooner(monk
     found, calls = arranged((32, 22, 20), memory=memory), []
     other = SimpleNamespace(chosen=SimpleNamespace(price=SimpleNamespace(seconds=2 / found.rate)))
     monkeypatch.setattr(methods, "decide", lambda *_: calls.append(1) or other)
-    goal = SimpleNamespace(method="hepti", profile=found.profile, request=Wanted(128, 32))
+    goal = SimpleNamespace(method="hepti", profile=found.profile, demand=Demand(128, 32))
     assert teaming._worth(found, SimpleNamespace(spec=SPEC, source_hash="x"), goal, batches)
     assert len(calls) == asked
 

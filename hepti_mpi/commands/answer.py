@@ -11,11 +11,11 @@ from hepti_mpi.commands.jobs import Aim, Job
 from hepti_mpi.commands.options import (
     Machinery,
     answering_options,
+    demand_of,
     grouped,
     machine_options,
     planning_method,
     planning_options,
-    planning_request,
     weights_option,
     words_options,
 )
@@ -70,9 +70,9 @@ def answer(
         if session.root:
             channel.tell("done")
         return
-    request = planning_request(service_rows(session.store.spec, batch_rows), options, session.world.size, session.keeps)
+    demand = demand_of(service_rows(session.store.spec, batch_rows), options, session.world.size, session.keeps)
     teaming = teams.wanted(options, objective, adapt is None and method == "hepti", MANY)
-    aim = Aim(method, request, options["tolerance"], teaming, not state.again, state, told=True)
+    aim = Aim(method, demand, options["tolerance"], teaming, not state.again, state, told=True)
     _answer(session, jobs.prepared(session, aim, _at(session)), remote, adapt is not False, batch_rows)
     if session.root:
         channel.tell("done")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.machine import Machine
     from hepti_mpi.engine.segments import Segments
-    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.tuning.bench import Bench, Chosen, Samples
     from hepti_mpi.tuning.formats import InFormat
     from hepti_mpi.tuning.turns import Holds, Method
@@ -85,18 +85,18 @@ def measure(
 ) -> None:  # fmt: skip
     """Measure requests of each size in turn, and show what was found. `where`: the cluster; `begin`: when all began."""
     from hepti_mpi.engine.machine import together
-    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.tuning import bench as benches
     from hepti_mpi.tuning.formats import Taken
 
     machine, output = session.machine, choice.output
     for number, (count, layers) in enumerate(choice.rows):
-        request = Request(count, limits=limits, mode="packed")
+        demand = Demand(count, limits=limits, mode="packed")
         parts = [one.store if layers is None else one.store.shortened(layers) for one in subjects]
-        plans = plans_of(session, subjects, parts, names, request)
+        plans = plans_of(session, subjects, parts, names, demand)
         every = [benches.Bench(machine, part, one.segments) for one, part in zip(subjects, parts)]
         before = [one.known for one in subjects]
-        found, groups = _requests(session, choice, subjects, every, [chosen for chosen, _ in plans], request, not number)
+        found, groups = _requests(session, choice, subjects, every, [chosen for chosen, _ in plans], demand, not number)
         with together(session.world):
             for one, bench, samples, (_, refused), known in zip(subjects, every, found, plans, before):
                 if session.root and samples:
@@ -104,7 +104,7 @@ def measure(
                     made["output"] = None if output is None else str(output)
                     part = f", the first {layers} of {counted(one.store.spec.layers, 'layers')}" if layers else ""
                     SCREEN.show(one.found.title(session.store.spec.name, counted(count, "rows") + part))
-                    show(bench, samples, refused, known, request, where, made)
+                    show(bench, samples, refused, known, demand, where, made)
                     one.found.methods = {name: Taken.of(sample) for name, sample in samples.items()}
         show_formats(session, choice, subjects, count, where)
         begin = time.perf_counter()
@@ -112,7 +112,7 @@ def measure(
 
 def _requests(
     session: "Session", choice: Choice, subjects: Sequence[Subject], every: "Sequence[Bench]", plans: "Sequence[Chosen]",
-    request: "Request", trying: bool,
+    demand: "Demand", trying: bool,
 ) -> "tuple[list[dict[str, Samples]], list[list[str]]]":  # fmt: skip
     """Return what was measured of each subject, and which methods answered in turns."""
     from hepti_mpi.tuning import bench as benches
@@ -131,11 +131,11 @@ def _requests(
             some: list[Samples] = []
             for number, (one, bench) in enumerate(zip(subjects, every)):
                 if chosen := {name: plans[number][name] for which, name in group if which == number}:
-                    samples, one.known = bench.ready(one.known, chosen, request, trying)
+                    samples, one.known = bench.ready(one.known, chosen, demand, trying)
                     found[number] |= samples
                     some += samples.values()
             meter.at("answering by all methods in turns" if len(groups) == 1 else "answering in turns")
-            first = benches.answer(machine, some, request.rows, choice.repeat, meter.advance, first)
+            first = benches.answer(machine, some, demand.rows, choice.repeat, meter.advance, first)
     return found, turns.told(groups)
 
 
@@ -149,7 +149,7 @@ def _in_turns(session: "Session", subjects: Sequence[Subject], holds: "Mapping[M
 
 
 def plans_of(
-    session: "Session", subjects: Sequence[Subject], parts: "Sequence[Store]", names: Sequence[str], request: "Request",
+    session: "Session", subjects: Sequence[Subject], parts: "Sequence[Store]", names: Sequence[str], demand: "Demand",
     decide: "Decide | None" = None,
 ) -> list[tuple[dict[str, tuple[Any, Any]], dict[str, str]]]:  # fmt: skip
     """Return, for each of what is measured, the plans of the methods that fit and why the others do not. Collective.
@@ -161,7 +161,7 @@ def plans_of(
     found, last = [], None
     for one, part in zip(subjects, parts):
         try:
-            found.append(choose(session.machine, part, one.known, names, request, decide))
+            found.append(choose(session.machine, part, one.known, names, demand, decide))
         except CapacityError as error:  # on every rank
             if len(subjects) > 1:
                 session.tell(f"{one.found.name or one.store.path} is left out: {error}")
@@ -193,7 +193,7 @@ def measure_texts(
     from hepti_mpi.engine import texts as loading
     from hepti_mpi.engine.decoder import ROWS
     from hepti_mpi.planning import decoding
-    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.planning.texts import NAMES
     from hepti_mpi.program.plan import WIRES
     from hepti_mpi.tuning import texts
@@ -204,9 +204,9 @@ def measure_texts(
     names = [name for name in names if name not in other]
     for prompt, _ in choice.rows:
         kept, chunk = prompt + choice.tokens, min(prompt, ROWS)
-        request = Request(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
+        demand = Demand(1, prompt + choice.tokens // 2, chunk, chunk, limits=limits, mode="packed", kept=kept, prompt=prompt,
                           answer=choice.tokens, cache=choice.cache_format or CACHES[0])  # fmt: skip
-        plans = plans_of(session, subjects, [one.store for one in subjects], names, request, loading.decide)
+        plans = plans_of(session, subjects, [one.store for one in subjects], names, demand, loading.decide)
         holds = {
             (number, name): texts.holds(number, name, what)
             for number, (chosen, _) in enumerate(plans) for name, (_, what) in chosen.items() if what is not None
@@ -215,7 +215,7 @@ def measure_texts(
         with meanwhile("loading, and writing by all methods in turns", (choice.repeat + 1) * len(groups), session.root) as meter:
             for group in groups:
                 ways = [(subjects[number].store, *plans[number][0][name]) for number, name in group]
-                for (number, name), written in zip(group, texts.measured(machine, ways, request, choice.repeat, meter.advance)):
+                for (number, name), written in zip(group, texts.measured(machine, ways, demand, choice.repeat, meter.advance)):
                     every[number][name] = written
         first = next(written for found in every for written in found.values())
         for one, found, (_, refused) in zip(subjects, every, plans):
@@ -223,21 +223,21 @@ def measure_texts(
                 own = [plan for written in found.values() if (plan := written.placement.together) is not None]
                 wires = [wire for wire in WIRES if wire == WIRES[0] or wire in {plan.shortest for plan in own}]
                 model = one.store.spec, one.store.source_hash, one.known
-                firsts = {wire: decoding.prompt_bound(*model, replace(request, wires=(WIRES[0], wire)), own) for wire in wires}
-                bounds = firsts, decoding.bound(one.store.spec, one.known, request.attended)
+                firsts = {wire: decoding.prompt_bound(*model, replace(demand, wires=(WIRES[0], wire)), own) for wire in wires}
+                bounds = firsts, decoding.bound(one.store.spec, one.known, demand.attended)
                 refused |= {", ".join(other): "not for texts, a step of which has one row"} if other else {}
                 SCREEN.show(one.found.title(session.store.spec.name, f"{counted(choice.tokens, 'tokens')} after {counted(prompt, 'rows')}"))
                 SCREEN.show(texts.compared(found, refused, bounds, SCREEN.width))
                 made = {"ranks": session.world.size, "versions": machines.versions(machine, one.store.spec)}
                 made |= {"seconds": round(time.perf_counter() - begin, 3), "turns": turns.told(groups)}
-                SCREEN.document(texts.document(one.store.spec.name, where, request, found, bounds) | machines.made() | made, always=True)
+                SCREEN.document(texts.document(one.store.spec.name, where, demand, found, bounds) | machines.made() | made, always=True)
                 one.found.methods = {name: Taken.of_text(written, first) for name, written in found.items()}
         show_formats(session, choice, subjects, prompt, where)
         begin = time.perf_counter()
 
 
 def choose(
-    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], request: "Request",
+    machine: "Machine", store: "Store", profile: "ClusterProfile", names: Sequence[str], demand: "Demand",
     decide: "Decide | None" = None,
 ) -> tuple[dict[str, tuple[Any, Any]], dict[str, str]]:  # fmt: skip
     """Return the plans of the methods that fit, with rank 0's decisions, and why the others do not. Collective.
@@ -252,7 +252,7 @@ def choose(
     refused: dict[str, str] = {}
     for name in names:
         try:
-            chosen[name] = (decide or loading.decide)(machine, store, profile, name, request)
+            chosen[name] = (decide or loading.decide)(machine, store, profile, name, demand)
         except CapacityError as error:  # on every rank
             refused[name] = str(error)
     with machines.together(machine.world):
@@ -262,7 +262,7 @@ def choose(
 
 
 def show(
-    bench: "Bench", samples: dict[str, "Samples"], refused: dict[str, str], profile: "ClusterProfile", request: "Request", where: str,
+    bench: "Bench", samples: dict[str, "Samples"], refused: dict[str, str], profile: "ClusterProfile", demand: "Demand", where: str,
     made: dict[str, Any],
 ) -> None:  # fmt: skip
     """Print what a bench found, and append it to the file that `made` names."""
@@ -277,12 +277,12 @@ def show(
     wires = sorted({sample.part.plan.shortest for sample in samples.values()})  # settling may have changed it
     plans = [sample.part.plan for sample in samples.values()]
     profile = soonest([profile, *(sample.profile for sample in samples.values() if sample.profile)])  # no price is below the bound by it
-    bounds = {wire: bound(store.spec, store.source_hash, profile, replace(request, wires=(wire,)), plans) for wire in wires}
+    bounds = {wire: bound(store.spec, store.source_hash, profile, replace(demand, wires=(wire,)), plans) for wire in wires}
     about = machines.made() | {"ranks": machine.world.size, "versions": machines.versions(machine, store.spec)} | made
-    above = {name: comparison.above_of(sample, store.spec, profile, request.rows, bounds) for name, sample in samples.items()}
+    above = {name: comparison.above_of(sample, store.spec, profile, demand.rows, bounds) for name, sample in samples.items()}
     whole = bench.segments.store.spec.layers == store.spec.layers
     model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"
-    found = comparison.Found(model, request.rows, where, machine.boards, samples, bounds, about, above)
+    found = comparison.Found(model, demand.rows, where, machine.boards, samples, bounds, about, above)
     records, failure = list(comparison.lines(found)), None
     if made["output"] is not None:
         try:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.loading import Ready
-    from hepti_mpi.planning.request import Decision, Request
+    from hepti_mpi.planning.demand import Decision, Demand
     from hepti_mpi.program.placement import Placement
     from hepti_mpi.program.plan import Plan
     from hepti_mpi.serving import loop, teams
@@ -35,7 +35,7 @@ class Aim:
     must match; `state`: what is known from before; `told`: a supervisor hears what is done."""
 
     method: str
-    request: "Request"
+    demand: "Demand"
     tolerance: float
     teaming: "Teaming | None"
     many: bool
@@ -91,7 +91,7 @@ class Together:
     session: "Session"
     ready: "Ready"
     method: str
-    request: "Request"
+    demand: "Demand"
     measured: "ClusterProfile | None" = None
     outcome: "loop.Outcome | None" = field(default=None, init=False)
 
@@ -119,7 +119,7 @@ class Together:
         if self.measured is None:
             return Steady()
         store = self.session.store
-        start = Start(store.spec, store.source_hash, self.measured, self.method, self.request, self.ready.plan)
+        start = Start(store.spec, store.source_hash, self.measured, self.method, self.demand, self.ready.plan)
         return Adapter(start, self.startup["load"], say)
 
     def metered(self, metered: "Metered", watch: "Watch") -> "Watch":
@@ -225,22 +225,22 @@ def prepared(session: "Session", aim: Aim, at: Callable[[str], None]) -> Job:
         if session.root:
             from hepti_mpi.planning import methods
 
-            methods.check(aim.method, aim.request, session.world.size)
+            methods.check(aim.method, aim.demand, session.world.size)
     if aim.teaming is not None:
         session.machine.tell_threads_apart()
     measured = session.measured(aim.file or profile_path(), aim.fresh, aim.file is not None, aim.state.profiles)
     startup["profile"] = time.perf_counter() - begin
     if aim.told and session.root:
         known = {"profile": measured.to_json(), "spec": store.spec.to_json(), "source_hash": store.source_hash}
-        channel.tell("measured", method=aim.method, request=asdict(aim.request), **known)
-    goal = prepare.Goal(aim.method, aim.request, measured, aim.tolerance, session.world.from_root(aim.many))
+        channel.tell("measured", method=aim.method, demand=asdict(aim.demand), **known)
+    goal = prepare.Goal(aim.method, aim.demand, measured, aim.tolerance, session.world.from_root(aim.many))
     if aim.teaming is not None:
         from hepti_mpi.tuning.teaming import teamed
 
         if (found := teamed(session.machine, store, goal, aim.teaming, startup, at)) is not None:
-            return InTeams(session, found, aim.request.rows)
+            return InTeams(session, found, aim.demand.rows)
     ready, measured = prepare.prepared(session.machine, store, goal, startup, session.tell, at)
-    return Together(session, ready, aim.method, aim.request, measured)
+    return Together(session, ready, aim.method, aim.demand, measured)
 
 
 def given(session: "Session", aim: Aim, placement: "Placement | None", file: Path, at: Callable[[str], None]) -> Job:
@@ -257,6 +257,6 @@ def given(session: "Session", aim: Aim, placement: "Placement | None", file: Pat
         session.tell(f"plan {file} was made for {made}, here are {', '.join(hosts)}: its shares may be wrong")
     at("loading weights")
     if placement.together is None:
-        return InTeams(session, teaming.given(session.machine, session.store, placement), aim.request.rows)
+        return InTeams(session, teaming.given(session.machine, session.store, placement), aim.demand.rows)
     ready, _ = wires.within(loading.load(session.machine, session.store, placement.together, None, {}))
-    return Together(session, ready, aim.method, aim.request)
+    return Together(session, ready, aim.method, aim.demand)

@@ -14,7 +14,7 @@ from hepti_mpi.wording import counted
 
 if TYPE_CHECKING:
     from hepti_mpi.models.spec import ModelSpec
-    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.serving.request import Question
 
 Group = TypeVar("Group")
@@ -273,17 +273,17 @@ def planning_options(command: Callable[..., None]) -> Callable[..., None]:
     return cache_option(command)
 
 
-def planning_request(sizes: dict[str, int], options: dict[str, Any], ranks: int, prepacked: bool = False) -> "Request":
+def demand_of(sizes: dict[str, int], options: dict[str, Any], ranks: int, prepacked: bool = False) -> "Demand":
     """Return what the planning options ask of `ranks` ranks; `sizes`: rows and, where known, attended, largest and longest; `prepacked`: as
-    of a Request."""
-    from hepti_mpi.planning.request import Request
+    of a Demand."""
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.program.plan import WIRES
 
     limits = options["memory_limit"]
     if limits is not None and len(limits) == 1:
         limits = limits * ranks
     layout = tuple(options["layout"].split("/")) if options["layout"] and options["layout"] != PIPELINE else None
-    return Request(
+    return Demand(
         sizes["rows"], sizes.get("attended"), sizes.get("largest"), sizes.get("longest"),
         options["strategy"], layout, options["shares"], limits, options["weights_mode"],
         WIRES if options["tolerance"] else WIRES[:1], prepacked=prepacked, cache=options["cache_format"] or CACHES[0],

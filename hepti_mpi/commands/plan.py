@@ -17,11 +17,11 @@ from hepti_mpi.commands.options import (
     ROWS,
     Within,
     check_positions,
+    demand_of,
     grouped,
     one_of,
     planning_method,
     planning_options,
-    planning_request,
     request_rows,
     said_cache,
     weights_option,
@@ -35,7 +35,7 @@ from hepti_mpi.wording import counted
 if TYPE_CHECKING:
     from hepti_mpi.cluster.profile import ClusterProfile
     from hepti_mpi.models.spec import ModelSpec
-    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.program.placement import Placement
 
 TOKENS = 128  # that are added to a prompt, where nobody says
@@ -120,14 +120,14 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         textplan.show(spec, source_hash, profile, rows, tokens, options)
         return
     begin = time.perf_counter()
-    request = planning_request({"rows": rows}, options, len(profile.nodes))
+    demand = demand_of({"rows": rows}, options, len(profile.nodes))
     if objective == "throughput" or options["layout"] == PIPELINE:
-        placement = _arranged(spec, source_hash, profile, request, options["layout"] == PIPELINE)
+        placement = _arranged(spec, source_hash, profile, demand, options["layout"] == PIPELINE)
         _keep(placement, output)
         return
-    decision = methods.decide(method, spec, source_hash, profile, request)
+    decision = methods.decide(method, spec, source_hash, profile, demand)
     seconds = time.perf_counter() - begin
-    possible = bound(spec, source_hash, profile, request, [decision.chosen.plan])
+    possible = bound(spec, source_hash, profile, demand, [decision.chosen.plan])
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.rank_lines(decision, SCREEN.width))
@@ -136,7 +136,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
     SCREEN.document(records.decision_document(decision) | records.bound_document(decision, possible))
     _keep(placements.whole(decision.chosen.plan), output)
     if scale is not None:
-        _draw_scale(method, spec, source_hash, profile, request, scale)
+        _draw_scale(method, spec, source_hash, profile, demand, scale)
 
 
 def check_places(output: Path | None, scale: Path | None) -> None:
@@ -164,17 +164,17 @@ def _sizes(spec: "ModelSpec", rows: int | None, tokens: int | None) -> tuple[int
 
 
 def _arranged(
-    spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", request: "Request", pipeline: bool
+    spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", demand: "Demand", pipeline: bool
 ) -> "Placement":  # fmt: skip
     """Find teams, and show them."""
     from hepti_mpi.planning.teams import arranged
     from hepti_mpi.reporting.teams import arrangement_document, arrangement_lines
 
     begin = time.perf_counter()
-    found = arranged(spec, source_hash, profile, request, pipeline)
-    SCREEN.show(arrangement_lines(found, request.rows, profile.hosts, SCREEN.width))
+    found = arranged(spec, source_hash, profile, demand, pipeline)
+    SCREEN.show(arrangement_lines(found, demand.rows, profile.hosts, SCREEN.width))
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {time.perf_counter() - begin:.2f} s")
-    SCREEN.document(arrangement_document(found, request.rows))
+    SCREEN.document(arrangement_document(found, demand.rows))
     return found.placement
 
 
@@ -240,13 +240,13 @@ def _entries(found: "list[ClusterProfile]") -> str:
     return "; ".join(f"{number}: {_ranks(profile)}" for number, profile in enumerate(found, 1))
 
 
-def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", request: Any, picture: Path) -> None:
+def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", demand: Any, picture: Path) -> None:
     from hepti_mpi.planning.scale import by_ranks
     from hepti_mpi.reporting import plots
 
-    chosen = by_ranks(method, spec, source_hash, profile, request)
+    chosen = by_ranks(method, spec, source_hash, profile, demand)
     for ranks, best in chosen.items():
         SCREEN.show(f"the first {counted(ranks, 'ranks')}: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
     latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
-    plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {counted(request.rows, 'rows')}: the best plan on n ranks")
+    plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {counted(demand.rows, 'rows')}: the best plan on n ranks")
     SCREEN.say(f"picture written to {picture}")

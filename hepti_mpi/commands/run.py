@@ -22,11 +22,11 @@ from hepti_mpi.commands.options import (
     answering_options,
     asked,
     asking_options,
+    demand_of,
     grouped,
     machine_options,
     planning_method,
     planning_options,
-    planning_request,
     said_cache,
     weights_option,
     words_options,
@@ -124,11 +124,11 @@ def run(weights: Path | None, **options: Any) -> None:
     no_text(writing.said + said_cache(options))
     work = _taken_in(session, question, choice, options["tolerance"])
     if work.typical is not None:
-        request = planning_request(work.typical, options, session.world.size, session.keeps)
+        demand = demand_of(work.typical, options, session.world.size, session.keeps)
         free = adaptable and method == "hepti" and choice.plan_file is None and choice.adapt is None
         teaming = teams.wanted(options, choice.objective, free, work.batches)
         many = work.batches >= SETTLE_FROM and not work.state.finished
-        aim = Aim(method, request, options["tolerance"], teaming, many, work.state, work.supervised, choice.profile_file, choice.fresh)
+        aim = Aim(method, demand, options["tolerance"], teaming, many, work.state, work.supervised, choice.profile_file, choice.fresh)
         _answer(work, _prepared(work, aim), adaptable and (choice.adapt is not None or method in ADAPTING))
         return
     with session.world.patience.slower(), together(session.world):

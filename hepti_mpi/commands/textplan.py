@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from hepti_mpi.commands.options import planning_request
+from hepti_mpi.commands.options import demand_of
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.writers import method_of
 from hepti_mpi.wording import counted
@@ -24,14 +24,14 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
 
     begin, chunk = time.perf_counter(), min(prompt, CHUNK)
     sizes = {"rows": 1, "attended": prompt + tokens // 2, "largest": chunk, "longest": chunk}
-    request = planning_request(sizes, options, len(profile.nodes))
-    request = replace(request, kept=prompt + tokens, prompt=prompt, answer=tokens)
-    chosen = texts.decide(method_of(options), spec, source_hash, profile, request)
-    seconds, bound = time.perf_counter() - begin, decoding.bound(spec, profile, request.attended)
+    demand = demand_of(sizes, options, len(profile.nodes))
+    demand = replace(demand, kept=prompt + tokens, prompt=prompt, answer=tokens)
+    chosen = texts.decide(method_of(options), spec, source_hash, profile, demand)
+    seconds, bound = time.perf_counter() - begin, decoding.bound(spec, profile, demand.attended)
     first = None
     if chosen.decision is not None:
-        first = decoding.prompt_seconds(spec, profile, request, chosen.decision.chosen.plan)
-    least = decoding.prompt_bound(spec, source_hash, profile, request, [chosen.decision.chosen.plan] if chosen.decision else [])
+        first = decoding.prompt_seconds(spec, profile, demand, chosen.decision.chosen.plan)
+    least = decoding.prompt_bound(spec, source_hash, profile, demand, [chosen.decision.chosen.plan] if chosen.decision else [])
     SCREEN.show(generation.ways_lines(chosen, first, SCREEN.width) + "\n")
     if chosen.in_stages and chosen.staged is not None:
         SCREEN.show(generation.stages_lines(chosen.staged, profile.hosts, SCREEN.width))
@@ -42,9 +42,9 @@ def show(spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", prompt:
     SCREEN.show(f"{counted(prompt, 'rows')} and {counted(tokens, 'tokens')}: {whole}")
     SCREEN.show(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum; "
                 f"of the first: {milliseconds(least)} ms, the longer of computing and of sending, were the other free")
-    cache = (prompt + tokens) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
-    SCREEN.show(f"keys and values of these rows take {size(cache)} in {request.cache}, those of each head counted once")
+    cache = (prompt + tokens) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, demand.cache)
+    SCREEN.show(f"keys and values of these rows take {size(cache)} in {demand.cache}, those of each head counted once")
     SCREEN.show(f"planned {counted(len(profile.nodes), 'ranks')} in {seconds:.2f} s")
     SCREEN.document(generation.ways_document(chosen, first) | {"bound_token_seconds": float(f"{bound:.5g}")}
                     | {"bound_first_token_seconds": float(f"{least:.5g}")}
-                    | {"cache_format": request.cache, "cache_bytes": cache})
+                    | {"cache_format": demand.cache, "cache_bytes": cache})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hepti_mpi.commands import terminal
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.options import PIPELINE, planning_method, planning_request
+from hepti_mpi.commands.options import PIPELINE, demand_of, planning_method
 from hepti_mpi.commands.paths import profile_path
 from hepti_mpi.commands.screen import SCREEN, say
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.commands.session import Session
     from hepti_mpi.engine.decoder import Decoder
-    from hepti_mpi.planning.request import Request
+    from hepti_mpi.planning.demand import Demand
     from hepti_mpi.planning.texts import Chosen
     from hepti_mpi.planning.writing import Writers
     from hepti_mpi.program.placement import Placement
@@ -99,26 +99,26 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         at(meter.label)
         sizes = {"rows": 1, "attended": min(positions, ATTENDED), "largest": decoders.ROWS, "longest": decoders.ROWS}
         half = max(1, sizes["attended"] // 2)  # of a text is its prompt, where nobody knows
-        request = planning_request(sizes, machining.options, session.world.size, session.keeps)
-        request = replace(request, kept=slots * positions, prompt=machining.prompt or half, answer=machining.answer or half)
+        demand = demand_of(sizes, machining.options, session.world.size, session.keeps)
+        demand = replace(demand, kept=slots * positions, prompt=machining.prompt or half, answer=machining.answer or half)
         method = method_of(machining.options)
         with together(session.world):  # what cannot be asked of so many ranks is refused before they are measured
-            plans.check(method, session.store.spec, request, session.world.size)
+            plans.check(method, session.store.spec, demand, session.world.size)
         path = machining.profile or profile_path()
         known = state.profiles if state is not None else ()
         measured = session.measured(path, machining.fresh, machining.profile is not None, known)
         startup["profile"], begin = time.perf_counter() - begin, time.perf_counter()
         at("planning")
         at_once = min(slots, machining.texts) if machining.objective != "latency" and machining.texts else 1
-        placement, chosen = texts.decide(session.machine, session.store, measured, method, request, at_once)
-        placement, writers = _arranged(session, measured, request, placement, machining, slots)
+        placement, chosen = texts.decide(session.machine, session.store, measured, method, demand, at_once)
+        placement, writers = _arranged(session, measured, demand, placement, machining, slots)
         startup["plan"], begin = time.perf_counter() - begin, time.perf_counter()
         if state is not None:
             facts = {"profile": measured.to_json(), "spec": session.store.spec.to_json(), "source_hash": session.store.source_hash}
-            channel.tell("measured", method=method, request=asdict(request), **facts)
+            channel.tell("measured", method=method, demand=asdict(demand), **facts)
         at("loading weights")
-        load = partial(texts.load, session.machine, session.store, slots=slots, positions=positions, cache=request.cache)
-        goal = shortening.Goal(session.store, measured, method, request, machining.options["tolerance"], load, say(session.machine))
+        load = partial(texts.load, session.machine, session.store, slots=slots, positions=positions, cache=demand.cache)
+        goal = shortening.Goal(session.store, measured, method, demand, machining.options["tolerance"], load, say(session.machine))
         placement, chosen, decoder, wire_error = shortening.loaded(session.machine, goal, placement, chosen)
         startup["load"] = time.perf_counter() - begin
     columns = session.world.from_root(terminal.columns_of_lines() if session.root and state is None else None)
@@ -130,7 +130,7 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
         mail = Mail(session.world, partners(placement, session.world.rank, session.world.size))
     groups = None
     if chosen is not None and chosen.in_stages and chosen.staged is not None:
-        groups = staging.grouped(session.store.spec, measured, request, chosen.staged, slots)[1]
+        groups = staging.grouped(session.store.spec, measured, demand, chosen.staged, slots)[1]
     return Loaded(placement, decoder, chosen, startup, (slots, positions), writers, mail, groups=groups, wire_error=wire_error)
 
 
@@ -141,7 +141,7 @@ def method_of(options: dict[str, Any]) -> str:
 
 
 def _arranged(
-    session: "Session", measured: "ClusterProfile", request: "Request", one: "Placement", machining: Machining, slots: int
+    session: "Session", measured: "ClusterProfile", demand: "Demand", one: "Placement", machining: Machining, slots: int
 ) -> tuple["Placement", "Writers | None"]:  # fmt: skip
     """Return the placement of teams where those are wanted, else `one`, of all ranks together; and on rank 0 why. Collective."""
     from hepti_mpi.engine.machine import together
@@ -155,7 +155,7 @@ def _arranged(
         if session.root and not world.alone and objective != "latency" and free:
             texts = machining.texts or FULL * slots * world.size
             forced = objective == "throughput"
-            found = writing.arranged(session.store.spec, session.store.source_hash, measured, request, one, (slots, texts), forced)
+            found = writing.arranged(session.store.spec, session.store.source_hash, measured, demand, one, (slots, texts), forced)
             if found is not None and objective == "auto" and not (machining.texts and writing.worth(found)):
                 found = None
     document = world.from_root(None if found is None else found.placement.to_json())

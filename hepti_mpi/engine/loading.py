@@ -20,7 +20,7 @@ from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.demand import Decision, Demand
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Program
@@ -66,7 +66,7 @@ class Ready:
 
 @patiently
 def decide(
-    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request, known: Plan | None = None
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, demand: Demand, known: Plan | None = None
 ) -> tuple[Plan, Decision | None]:  # fmt: skip
     """Return the plan of a method of rank 0's planner, or one that is `known` where that promises to be sooner, on every rank and, on
     rank 0, what it was chosen from. Collective.
@@ -77,10 +77,10 @@ def decide(
     def chosen() -> Decision:
         from hepti_mpi.planning import methods, search, sharing  # a fifth of what there is, which other ranks need not import
 
-        found = methods.decide(method, store.spec, store.source_hash, profile, request)
+        found = methods.decide(method, store.spec, store.source_hash, profile, demand)
         if known is None:
             return found
-        costs = search.costs_of(store.spec, profile, request, known)
+        costs = search.costs_of(store.spec, profile, demand, known)
         every = [found.chosen, *filter(costs.fits, costs.candidates([known]))]
         return replace(found, chosen=min(every, key=lambda one: sharing.preference(profile, [one])))
 

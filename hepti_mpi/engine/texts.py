@@ -15,8 +15,8 @@ from hepti_mpi.engine.loading import agreed
 from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.engine.stages import Staged
 from hepti_mpi.planning import texts
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.memory import FULL
-from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program import plan as plans
@@ -27,7 +27,7 @@ from hepti_mpi.weights.store import Store
 
 @patiently
 def decide(
-    machine: Machine, store: Store, profile: ClusterProfile, method: str, request: Request, at_once: int = 1
+    machine: Machine, store: Store, profile: ClusterProfile, method: str, demand: Demand, at_once: int = 1
 ) -> tuple[Placement, Chosen | None]:  # fmt: skip
     """Return who does what by a method of rank 0's planner, where so many texts are written at once, on every rank and, on rank 0, what it
     was chosen from. Collective. Raises: CapacityError, on every rank, when nothing fits.
@@ -36,7 +36,7 @@ def decide(
     def told(found: Chosen) -> dict[str, Any]:
         return found.placement.to_json()
 
-    document, found = agreed(machine, partial(texts.decide, method, store.spec, store.source_hash, profile, request, at_once), told)
+    document, found = agreed(machine, partial(texts.decide, method, store.spec, store.source_hash, profile, demand, at_once), told)
     return placements.from_json(document), found[0] if found else None
 
 

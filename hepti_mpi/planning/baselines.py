@@ -18,7 +18,7 @@ from hepti_mpi.models.spec import ModelSpec, layer_bytes
 from hepti_mpi.planning.capacity import check_limits
 from hepti_mpi.planning.division import most
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program import ops
 from hepti_mpi.program.buffers import Laid
 from hepti_mpi.program.build import make_program

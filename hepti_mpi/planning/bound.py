@@ -11,8 +11,8 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.search import choose
 from hepti_mpi.planning.walk import Walk
 from hepti_mpi.program.build import make_program
@@ -44,31 +44,31 @@ class Freely(Pricer):
         return np.asarray(np.maximum(compute.max(axis=0), carried) + self.edges)
 
 
-def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, known: Sequence[Plan] = ()) -> Bound:
-    """Return both bounds for requests of `request.rows` rows and the wires it allows, whatever layout or shares it forces. `known`: plans
+def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, known: Sequence[Plan] = ()) -> Bound:
+    """Return both bounds for requests of `demand.rows` rows and the wires it allows, whatever layout or shares it forces. `known`: plans
     that were found otherwise: what any of them could take is no less than the bound, though the search for it may have missed them.
 
     Raises: CapacityError when nothing fits.
     """
-    request = replace(request, strategy="auto", layout=None, shares=None)
-    found = choose(spec, source_hash, profile, request, Freely).chosen
-    pricer = Freely(spec, profile, request.rows, request.attended)
-    allowed = [plan for plan in known if plan.shortest in request.wires]
+    demand = replace(demand, strategy="auto", layout=None, shares=None)
+    found = choose(spec, source_hash, profile, demand, Freely).chosen
+    pricer = Freely(spec, profile, demand.rows, demand.attended)
+    allowed = [plan for plan in known if plan.shortest in demand.wires]
     every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in allowed)]
-    perfect = perfect_seconds(spec, source_hash, profile, request)  # a host alone may have been measured as slower than its ranks
+    perfect = perfect_seconds(spec, source_hash, profile, demand)  # a host alone may have been measured as slower than its ranks
     return Bound(min(every), min(perfect, *every))
 
 
-def perfect_seconds(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> float:
+def perfect_seconds(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand) -> float:
     """Return 1 / sum of 1 / seconds of each rank alone, and what rank 0 does around the layers.
 
     Ranks that share the cores of a host, and could have all of them alone, count as one.
     """
-    pricer = Pricer(spec, profile, request.rows, request.attended)
+    pricer = Pricer(spec, profile, demand.rows, demand.attended)
     crowding = pricer.crowding(tuple(range(len(profile.nodes))))
     rates: dict[str | int, float] = {}
     known: dict[NodeProfile, float] = {}  # equal boards take equally long
-    alone = replace(request, limits=(1 << 60,) * len(profile.nodes), mode="packed", strategy="auto", layout=None)
+    alone = replace(demand, limits=(1 << 60,) * len(profile.nodes), mode="packed", strategy="auto", layout=None)
     for rank, node in enumerate(profile.nodes):
         like = replace(node, host="", memory_bytes=0)
         if like not in known:

@@ -13,7 +13,7 @@ import numpy as np
 from hepti_mpi.models.formats import Format
 from hepti_mpi.models.spec import ModelSpec, kv_bytes, layer_bytes
 from hepti_mpi.planning.memory import FULL, activation_bytes, activation_widths, cache_bytes, making_bytes, word_bytes
-from hepti_mpi.planning.price import DIGITS, Batch, Pricer
+from hepti_mpi.planning.pricer import DIGITS, Batch, Pricer
 from hepti_mpi.planning.prices import Price, Prices
 from hepti_mpi.planning.traffic import FAIR, Shares
 from hepti_mpi.program.build import make_program
@@ -94,7 +94,7 @@ class Tried:
 class Costs:
     """Prices and memory of plans for one model and cluster. `rows`: of the batch that is priced; `largest`, `longest`: of the largest batch
     and of the longest request that memory must hold; `limits` [2 x ranks]: bytes, where pricer.places() says; `paged`, `kept` and
-    `cache`: as of a Request."""
+    `cache`: as of a Demand."""
 
     def __init__(
         self, spec: ModelSpec, pricer: Pricer, largest: int, longest: int, limits: np.ndarray, paged: Collection[Format],

@@ -7,10 +7,10 @@ from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import baselines, search
 from hepti_mpi.planning.candidates import Candidate
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.demand import Decision, Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.reasons import ruled_out
 from hepti_mpi.planning.refine import TILES
-from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.build import make_program
 
 OURS = {
@@ -46,29 +46,29 @@ def meaning(name: str) -> str:
     return f"{plain}, with our exchanges" if plain and name.endswith(BOOST) else plain
 
 
-def check(name: str, request: Request, ranks: int) -> None:
+def check(name: str, demand: Demand, ranks: int) -> None:
     """Raise PlanError for what a method cannot be asked of so many ranks, whatever they turn out to be."""
-    request.check(ranks)
+    demand.check(ranks)
     if name in OURS:
         return
-    if request.layout is not None or request.shares is not None:
+    if demand.layout is not None or demand.shares is not None:
         raise PlanError(f"strategy {name} has its own rule for layouts and shares; leave out --layout and --shares")
-    if request.mode == "mapped":
+    if demand.mode == "mapped":
         raise PlanError(f"strategy {name} holds its weights in memory; leave out --weights-mode mapped")
 
 
-def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> Decision:
-    """Return the plan of a method. `request` says for what; its strategy and wires are the method's where that is one of ours.
+def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand) -> Decision:
+    """Return the plan of a method. `demand` says for what; its strategy and wires are the method's where that is one of ours.
 
     Raises: CapacityError when it does not fit into memory, PlanError for an unknown name.
     """
-    check(name, request, len(profile.nodes))
+    check(name, demand, len(profile.nodes))
     if name in OURS:
-        decision = search.choose(spec, source_hash, profile, replace(request, **OURS[name]))  # type: ignore[arg-type]
-        return replace(decision, ruled_out=ruled_out(name, True, profile, request, decision))
-    plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, request.rows, request.limits)
-    pricer = Pricer(spec, profile, request.rows, request.attended)
-    case = baselines.Case(spec, source_hash, profile, request.rows, request.limits)
+        decision = search.choose(spec, source_hash, profile, replace(demand, **OURS[name]))  # type: ignore[arg-type]
+        return replace(decision, ruled_out=ruled_out(name, True, profile, demand, decision))
+    plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, demand.rows, demand.limits)
+    pricer = Pricer(spec, profile, demand.rows, demand.attended)
+    case = baselines.Case(spec, source_hash, profile, demand.rows, demand.limits)
     plans = [plan]
     if name.endswith(BOOST) and not plan.keeps_requests:
         every = [baselines.boosted(plan, tiles) for tiles in (1, *TILES)]
@@ -79,4 +79,4 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     best, price = min(zip(plans, prices), key=lambda pair: pair[1].seconds)
     candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, tuple(map(int, case.memory(best))))
     decision = Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))
-    return replace(decision, ruled_out=ruled_out(name, False, profile, request, decision))
+    return replace(decision, ruled_out=ruled_out(name, False, profile, demand, decision))

@@ -10,7 +10,7 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.candidates import Candidate, Costs
-from hepti_mpi.planning.request import Exchange
+from hepti_mpi.planning.demand import Exchange
 from hepti_mpi.planning.sharing import keep_soonest, preference, share_hosts
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY
 from hepti_mpi.program.plan import Plan, kind_of

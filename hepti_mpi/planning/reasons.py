@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
-from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.demand import Decision, Demand
 from hepti_mpi.planning.sharing import WORTH
 from hepti_mpi.wording import counted
 
@@ -94,9 +94,9 @@ def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
 
 
-def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, request: Request, decision: Decision) -> dict[int, str]:
+def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, demand: Demand, decision: Decision) -> dict[int, str]:
     """Return why no plan of a method could give some ranks a part."""
-    limits = request.limits or [node.memory_bytes for node in profile.nodes]
+    limits = demand.limits or [node.memory_bytes for node in profile.nodes]
     taken = [need for candidate in (decision.chosen, *decision.others) for need in candidate.memory if need]
     found = {}
     for rank in range(decision.chosen.plan.ranks):
@@ -104,10 +104,10 @@ def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, request: Requ
             continue
         if not is_ours:
             found[rank] = "another rank alone is sooner" if method == "single" else f"the rule of {method} gives it nothing"
-        elif request.shares is not None:
+        elif demand.shares is not None:
             found[rank] = "--shares gives it nothing"
         elif limits[rank] < min(taken):
             found[rank] = f"it has {int(limits[rank])} bytes of memory, and no rank takes less than {min(taken)} under these plans"
         else:
-            found[rank] = f"its part of {counted(request.rows, 'rows')} is none in every plan on several ranks that its memory holds"
+            found[rank] = f"its part of {counted(demand.rows, 'rows')} is none in every plan on several ranks that its memory holds"
     return found

@@ -18,12 +18,12 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import capacity
 from hepti_mpi.planning.candidates import Candidate, Costs
+from hepti_mpi.planning.demand import MPI, Decision, Demand, Exchange
 from hepti_mpi.planning.division import common_lack, divide, fill, most
 from hepti_mpi.planning.memory import activation_bytes
 from hepti_mpi.planning.opening import MOST_PLAIN, opening
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.refine import Refinement, order
-from hepti_mpi.planning.request import MPI, Decision, Exchange, Request
 from hepti_mpi.planning.sharing import keep_soonest, preference
 from hepti_mpi.planning.subsets import EVERY_SUBSET, MANY, firsts, subsets
 from hepti_mpi.planning.work import layer_work
@@ -41,30 +41,30 @@ MOST_REFINED = 16  # ranks
 AS_GOOD, MUCH_LESS = 1.003, 0.5  # times the soonest that a plan takes which is better where so much less of the wire's time is used
 
 
-def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer) -> Decision:
+def choose(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, by: type[Pricer] = Pricer) -> Decision:
     """Return the best plan, `by` its prices, and what it was chosen from.
 
     Raises: CapacityError when no plan fits, PlanError when what was forced is impossible.
     """
     like: dict[str, _Search] = {}
-    if len(request.wires) > 2:  # more types are more plans than are climbed from: what is allowed besides must not hide what was found
-        every = request.wires[:-1], (request.wires[0], request.wires[-1])
-        found = [_chosen(spec, source_hash, profile, replace(request, wires=wires), by, like) for wires in every]
+    if len(demand.wires) > 2:  # more types are more plans than are climbed from: what is allowed besides must not hide what was found
+        every = demand.wires[:-1], (demand.wires[0], demand.wires[-1])
+        found = [_chosen(spec, source_hash, profile, replace(demand, wires=wires), by, like) for wires in every]
         return min(found, key=lambda one: one.chosen.price.seconds)
-    return _chosen(spec, source_hash, profile, request, by, like)
+    return _chosen(spec, source_hash, profile, demand, by, like)
 
 
 def _chosen(
-    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer], like: "dict[str, _Search]"
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, by: type[Pricer], like: "dict[str, _Search]"
 ) -> Decision:  # fmt: skip
     """Return the same for at most two types. `like`: searches of other types, by mode, whose prices need not be worked out again."""
 
     def search(mode: str) -> _Search:
-        like[mode] = _Search(spec, source_hash, profile, replace(request, mode=mode), by, like.get(mode))
+        like[mode] = _Search(spec, source_hash, profile, replace(demand, mode=mode), by, like.get(mode))
         return like[mode]
 
-    if request.mode != "auto" or request.limits is not None:
-        return search("packed" if request.mode == "auto" else request.mode).decide()
+    if demand.mode != "auto" or demand.limits is not None:
+        return search("packed" if demand.mode == "auto" else demand.mode).decide()
     packed = search("packed")
     try:
         return packed.decide()
@@ -76,35 +76,35 @@ def _chosen(
     return replace(decision, chosen=chosen, notes=(*decision.notes, note))
 
 
-def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, plan: Plan) -> Candidate:
+def again(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, plan: Plan) -> Candidate:
     """Return the best plan with the layouts of `plan`, from there on, for a profile that is known better now."""
     mode = "mapped" if "mapped" in plan.weights_mode else "packed"
-    search = _Search(spec, source_hash, profile, replace(request, mode=mode))
+    search = _Search(spec, source_hash, profile, replace(demand, mode=mode))
     return search.improved([search.costs.candidates([plan])])[0][0]
 
 
-def costs_of(spec: ModelSpec, profile: ClusterProfile, request: Request, like: Plan) -> Costs:
+def costs_of(spec: ModelSpec, profile: ClusterProfile, demand: Demand, like: Plan) -> Costs:
     """Return what prices plans and knows what they need of memory, where weights lie as those of `like` do."""
     mode = "mapped" if "mapped" in like.weights_mode else "packed"
-    return _Search(spec, like.source_hash, profile, replace(request, mode=mode)).costs
+    return _Search(spec, like.source_hash, profile, replace(demand, mode=mode)).costs
 
 
 class _Search:
     """`like`: a search before it that differs in what may travel: what was worked out there is not once more."""
 
     def __init__(
-        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, by: type[Pricer] = Pricer,
+        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, by: type[Pricer] = Pricer,
         like: "_Search | None" = None,
     ) -> None:  # fmt: skip
-        self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
+        self.spec, self.source_hash, self.profile, self.demand = spec, source_hash, profile, demand
         self.ranks = len(profile.nodes)
-        self.largest, self.longest = request.largest or request.rows, request.longest or request.rows
-        self.pricer = by(spec, profile, request.rows, request.attended)
-        self.limits = np.array(request.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
-        whole = request.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
+        self.largest, self.longest = demand.largest or demand.rows, demand.longest or demand.rows
+        self.pricer = by(spec, profile, demand.rows, demand.attended)
+        self.limits = np.array(demand.limits or [node.memory_bytes for node in profile.nodes], dtype=np.float64)
+        whole = demand.limits or [(node.alone or node).memory_bytes for node in profile.nodes]
         self.all_limits = np.concatenate([self.limits, np.array(whole, dtype=np.float64)])  # as pricer.places() counts
         self.costs = Costs(
-            spec, self.pricer, self.largest, self.longest, self.all_limits, request.paged, request.kept, request.cache
+            spec, self.pricer, self.largest, self.longest, self.all_limits, demand.paged, demand.kept, demand.cache
         )  # fmt: skip
         self.attention_bytes, self.mlp_bytes = self.costs.attention_bytes, self.costs.mlp_bytes
         self.each = layer_work(spec, self.pricer.attended)
@@ -112,7 +112,7 @@ class _Search:
         self.divided: dict[tuple[object, ...], np.ndarray] = {}  # rows
         self.inner: dict[Layers, float] = {}  # bytes of activations before rows are divided
         self.climbs = Refinement(spec, self.costs.tried, self.seconds, self.freely)
-        request.check(self.ranks)
+        demand.check(self.ranks)
         if like is not None:
             self.pricer, self.costs, self.known, self.divided, self.inner = like.pricer, like.costs, like.known, like.divided, like.inner
             self.climbs = like.climbs
@@ -141,7 +141,7 @@ class _Search:
     def least(self, subset: tuple[int, ...]) -> float:
         """Return the seconds that no plan of a subset takes less than: as if each rank did nothing but multiply rows by weights at its best
         rate, and all were done at once."""
-        among, rows = self.pricer.members(subset), self.request.rows
+        among, rows = self.pricer.members(subset), self.demand.rows
         rates = (self.pricer.gemm[among.places[:, 0], 1:] / np.arange(1, rows + 1)).min(axis=1) * rows * among.crowding[:, 0]
         return float(self.spec.layers * (self.each.attention + self.each.mlp) / (1 / rates).sum() + self.pricer.edges) * (1 - 1e-9)
 
@@ -163,7 +163,7 @@ class _Search:
 
     def improved(self, kinds: Iterable[Sequence[Candidate]]) -> list[list[Candidate]]:
         """Return the best candidate of each kind, the promising ones improved, with what else it led to; soonest first."""
-        if self.request.shares is not None or self.ranks > MOST_REFINED:
+        if self.demand.shares is not None or self.ranks > MOST_REFINED:
             return [[one] for one in sorted((ones[0] for ones in kinds), key=order)]
         return self.climbs.improve_best(kinds)
 
@@ -177,25 +177,25 @@ class _Search:
             yield layers, self.exchange_choices(layers, subset)
 
     def exchange_choices(self, layers: Layers, subset: tuple[int, ...]) -> list[Exchange]:
-        if self.request.kept is not None:  # sums of a text's row are MPI's own, or none
+        if self.demand.kept is not None:  # sums of a text's row are MPI's own, or none
             return [MPI]
-        own = [Exchange("reduce_scatter", "own", wire) for wire in self.request.wires]
+        own = [Exchange("reduce_scatter", "own", wire) for wire in self.demand.wires]
         plain = len(set(layers)) == 1 and layers[0][0] in ("heads", "rows") and len(subset) <= MOST_PLAIN
         return [*own, MPI] if plain else own
 
     def layouts(self) -> list[tuple[str, str]]:
         """Return the uniform layouts that the request allows, most memory first."""
-        if self.request.layout is not None:
-            return [self.request.layout]
+        if self.demand.layout is not None:
+            return [self.demand.layout]
         several = len(self.pricer.lengths) > 1  # requests, which may go to different ranks
-        return [pair for pair in LEANER if self.request.strategy in ("auto", Plan.strategy_of(pair)) and (several or pair[0] != "local")]
+        return [pair for pair in LEANER if self.demand.strategy in ("auto", Plan.strategy_of(pair)) and (several or pair[0] != "local")]
 
     def subsets(self) -> Iterator[tuple[int, ...]]:
         everyone = tuple(range(self.ranks))
-        if self.request.shares is not None:
-            yield tuple(rank for rank in everyone if self.request.shares[rank] > 0)
+        if self.demand.shares is not None:
+            yield tuple(rank for rank in everyone if self.demand.shares[rank] > 0)
             return
-        forced = self.request.strategy != "auto" or self.request.layout is not None
+        forced = self.demand.strategy != "auto" or self.demand.layout is not None
         seconds = self.pricer.gemm[: self.ranks, -1] * self.pricer.crowding(everyone)
         scarce = self.limits.min() < 2 * self.spec.layers * (self.attention_bytes + self.mlp_bytes)
         links, smallest = self.pricer.seconds_per_byte.max(axis=1), 2 if forced else 1
@@ -212,8 +212,8 @@ class _Search:
             uniform = [layout for layout in uniform if layout in (LEANER[0], *MIXED)] or uniform
         for layout in uniform:
             yield (layout,) * self.spec.layers
-        forced = self.request.strategy != "auto" or self.request.layout is not None
-        if forced or len(subset) > MANY or self.request.mode == "mapped":
+        forced = self.demand.strategy != "auto" or self.demand.layout is not None
+        if forced or len(subset) > MANY or self.demand.mode == "mapped":
             return
         for number, rich in enumerate(MIXED):
             for lean in MIXED[number + 1 :]:
@@ -242,7 +242,7 @@ class _Search:
 
     def plan(self, layers: Layers, exchange: Exchange, heads: Counts, columns: Counts, rows: Counts) -> Plan:
         h, c, r = (tuple(map(int, counts)) for counts in (heads, columns, rows))
-        modes = (self.request.mode,) * self.ranks
+        modes = (self.demand.mode,) * self.ranks
         return Plan(self.spec.name, self.source_hash, layers, h, c, r, self.profile.hosts, modes, *exchange)
 
     def counts(self, layers: Layers, subset: tuple[int, ...]) -> Division | None:
@@ -267,7 +267,7 @@ class _Search:
         by_rows, room, can_rows = self.by_rows(layers), self.room(layers, subset), self.can_rows(layers, subset)
         if not can_rows.any():
             return None
-        if self.request.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
+        if self.demand.shares is not None and not can_rows.all():  # the share is forced: it is that or nothing
             return None
         alike = subset, by_heads, by_columns, can_rows.tobytes()  # rows do not depend on how they are exchanged
         if alike not in self.divided:
@@ -310,9 +310,9 @@ class _Search:
 
     def divide_rows(self, layers: Layers, members: np.ndarray, allowed: np.ndarray, number_bytes: int = FLOAT) -> np.ndarray:
         """Divide the rows, whose numbers travel in so many bytes, so that the slowest rank is done soonest."""
-        spec, rows = self.spec, self.request.rows
-        if self.request.shares is not None:
-            return np.array(splits.split(rows, np.array(self.request.shares)[members]))
+        spec, rows = self.spec, self.demand.rows
+        if self.demand.shares is not None:
+            return np.array(splits.split(rows, np.array(self.demand.shares)[members]))
         attention = 1 - [a for a, _ in layers].count("heads") / len(layers)  # the part of the layers that is computed by rows
         mlp = [m for _, m in layers].count("rows") / len(layers)
         hidden, each = spec.hidden, self.each
@@ -332,8 +332,8 @@ class _Search:
         self, members: np.ndarray, room: np.ndarray, by_heads: int, by_columns: int
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Divide heads and columns so that the slowest rank is done soonest, within `room` bytes per rank."""
-        spec, pricer, rows = self.spec, self.pricer, self.request.rows
-        shares = None if self.request.shares is None else np.array(self.request.shares)[members]
+        spec, pricer, rows = self.spec, self.pricer, self.demand.rows
+        shares = None if self.demand.shares is None else np.array(self.demand.shares)[members]
         among = pricer.members(tuple(members.tolist()))
         at, crowding = among.places[:, 0], among.crowding[:, 0]
         gemm, each = pricer.gemm[at, rows], self.each
@@ -370,25 +370,25 @@ class _Search:
     def refusal(self) -> CapacityError:
         """Say which rank lacks how many bytes under the leanest plan that was allowed."""
         layers = (layout := self.layouts()[-1],) * self.spec.layers
-        everyone = tuple(range(self.ranks)) if self.request.shares is None else next(self.subsets())
+        everyone = tuple(range(self.ranks)) if self.demand.shares is None else next(self.subsets())
         room = self.room(layers, everyone)
         whole = self.spec.layers * (self.attention_bytes + self.mlp_bytes)
         split = self.spec.layers * (self.attention_bytes * (layout[0] == "heads") + self.mlp_bytes * (layout[1] == "columns"))
-        shares = np.array([1.0] * len(everyone) if self.request.shares is None else [self.request.shares[r] for r in everyone])
+        shares = np.array([1.0] * len(everyone) if self.demand.shares is None else [self.demand.shares[r] for r in everyone])
         lack = (whole - split) + split * shares / shares.sum() - room
         name = self.plan(layers, MPI, *[np.isin(np.arange(self.ranks), everyone)] * 3).strategy
-        others = self.request.shares is None and name == "tensor"  # divided by memory
+        others = self.demand.shares is None and name == "tensor"  # divided by memory
         if others:
             lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.kv_heads)  # at the least one head of one layer
         worst = int(np.argmin(room) if others else np.argmax(lack))
         rank = everyone[worst]
         found = capacity.Lack(
             name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others,
-            self.request.paging(self.spec),
+            self.demand.paging(self.spec),
         )  # fmt: skip
 
         def room_of(count: int) -> float:
-            fewer = replace(self.request, rows=min(count, self.request.rows), largest=count, longest=min(count, self.longest))
+            fewer = replace(self.demand, rows=min(count, self.demand.rows), largest=count, longest=min(count, self.longest))
             return float(_Search(self.spec, self.source_hash, self.profile, fewer).room(layers, everyone)[worst])
 
         return capacity.refusal(found, room_of, self.largest, self.longest)

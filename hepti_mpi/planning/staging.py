@@ -17,9 +17,9 @@ from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.spec import ModelSpec, layer_bytes
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.memory import activation_bytes, activation_widths, cache_bytes, less_cache, making_bytes, word_bytes
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.work import word_numbers
@@ -59,23 +59,23 @@ class Staged:
         return self.prompt_seconds + (texts - 1) * self.next_prompt_seconds
 
 
-def check(request: Request, ranks: int) -> None:
+def check(demand: Demand, ranks: int) -> None:
     """Raise PlanError for what stages cannot be asked of so many ranks, whatever they turn out to be."""
-    if request.shares is not None or request.layout is not None:
+    if demand.shares is not None or demand.layout is not None:
         raise PlanError("stages have their own rule for layers; leave out --layout and --shares")
-    request.check(ranks)
+    demand.check(ranks)
 
 
-def staged(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, texts: int = 1) -> Staged:
+def staged(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, texts: int = 1) -> Staged:
     """Return the stages by which as many `texts` at once are written soonest; by the name "layers" those of layers by memory.
 
     Raises CapacityError where none fits, PlanError where something is forced that is not for stages.
     """
-    check(request, len(profile.nodes))
+    check(demand, len(profile.nodes))
     if splits.alone(profile.nodes) or spec.layers < 2:
         raise PlanError(f"stages need two ranks and two layers; here are {counted(len(profile.nodes), 'ranks')}, "
                         f"{spec.name} has {counted(spec.layers, 'layers')}")  # fmt: skip
-    search = _Stages(spec, source_hash, profile, request)
+    search = _Stages(spec, source_hash, profile, demand)
     found = list(search.by_memory() if name == "layers" else search.every())
     if not found:
         raise search.refusal()
@@ -87,26 +87,26 @@ def factor(found: Staged, profile: ClusterProfile) -> float:
     return WORTH if are_crowded(found.ranks, profile) else 1.0
 
 
-def grouped(spec: ModelSpec, profile: ClusterProfile, request: Request, found: Staged, texts: int) -> tuple[float, int]:
+def grouped(spec: ModelSpec, profile: ClusterProfile, demand: Demand, found: Staged, texts: int) -> tuple[float, int]:
     """Return the seconds in which so many texts get one more token each, and in how many groups, one behind the other, they go through the
     stages for that."""
-    search = _Stages(spec, "", profile, request)
+    search = _Stages(spec, "", profile, demand)
     return search.grouped(found, texts)
 
 
-def of_team(spec: ModelSpec, profile: ClusterProfile, request: Request, team: Team) -> Staged:
+def of_team(spec: ModelSpec, profile: ClusterProfile, demand: Demand, team: Team) -> Staged:
     """Return what the stages of a team take."""
     counts = tuple(len(stage.plan.layers) for stage in team.stages)
-    return _Stages(spec, "", profile, request).made(tuple(stage.lead for stage in team.stages), counts)
+    return _Stages(spec, "", profile, demand).made(tuple(stage.lead for stage in team.stages), counts)
 
 
 class _Stages:
-    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request) -> None:
-        self.spec, self.source_hash, self.profile, self.request = spec, source_hash, profile, request
-        self.mode = "mapped" if request.mode == "mapped" else "packed"
-        paged = replace(request, mode=self.mode).paged
+    def __init__(self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand) -> None:
+        self.spec, self.source_hash, self.profile, self.demand = spec, source_hash, profile, demand
+        self.mode = "mapped" if demand.mode == "mapped" else "packed"
+        paged = replace(demand, mode=self.mode).paged
         held, self.making = layer_bytes(spec, paged), making_bytes(spec, paged)
-        kept = (request.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, request.cache)
+        kept = (demand.kept or 0) * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, demand.cache)
         self.layer_bytes = sum(held.values()) + -(-kept // spec.layers)
         self.word_bytes = word_bytes(spec, paged)
         self.paces: dict[tuple[NodeProfile, int, str | None], _Pace] = {}
@@ -116,14 +116,14 @@ class _Stages:
     @cached_property
     def inner(self) -> int:
         """Bytes of buffers and values of a stage, whichever layers it has."""
-        largest, longest = self.request.largest or self.request.rows, self.request.longest or self.request.rows
+        largest, longest = self.demand.largest or self.demand.rows, self.demand.longest or self.demand.rows
         plan = self.plan(0, range(self.spec.layers))
         widths = activation_widths(Laid(make_program(self.spec, plan, everywhere=True)))
         return int(activation_bytes(self.spec, widths, largest, longest, np.array([largest]), np.ones(1))[0])
 
     def limit(self, rank: int, ranks: Sequence[int]) -> int:
         """Return the bytes that a rank has, where `ranks` compute."""
-        return self.request.limits[rank] if self.request.limits is not None else self.node(rank, ranks).memory_bytes
+        return self.demand.limits[rank] if self.demand.limits is not None else self.node(rank, ranks).memory_bytes
 
     def most(self, rank: int, ranks: Sequence[int], last: bool) -> int:
         """Return how many layers fit, for the `last` stage beside the words."""
@@ -134,12 +134,12 @@ class _Stages:
         everyone = range(len(self.profile.nodes))
         last = max(everyone, key=lambda rank: self.limit(rank, everyone))
         room = sum(self.most(rank, everyone, rank == last) for rank in everyone)
-        paging = self.request.paging(self.spec)
+        paging = self.demand.paging(self.spec)
         mapped = f", run with {paging}, which reads weights from storage while computing," * bool(paging)
         return CapacityError(
             f"no stages fit: all ranks together have room for {room} of {counted(self.spec.layers, 'layers')}, each of which takes "
             f"{self.layer_bytes} bytes with its keys and values, and {self.word_bytes} are for the words; give more memory or ranks"
-            f"{mapped} or make those less with {less_cache(self.request.cache)}"
+            f"{mapped} or make those less with {less_cache(self.demand.cache)}"
         )
 
     # seconds
@@ -158,11 +158,11 @@ class _Stages:
                      for place, (pace, count) in enumerate(zip(paces, counts)))  # fmt: skip
 
     def pace(self, rank: int, ranks: Sequence[int], rows: int, prompt: bool = False) -> "_Pace":
-        node, cache = self.node(rank, ranks), None if prompt else self.request.cache
+        node, cache = self.node(rank, ranks), None if prompt else self.demand.cache
         kind = replace(node, host="", memory_bytes=0), rows, cache
         if kind not in self.paces:
             own = replace(profiles.of_ranks(self.profile, (rank,)), nodes=(node,))
-            self.paces[kind] = _pace(self.spec, self.plan(rank, range(self.spec.layers)), own, rows, self.request.attended, cache)
+            self.paces[kind] = _pace(self.spec, self.plan(rank, range(self.spec.layers)), own, rows, self.demand.attended, cache)
         return self.paces[kind]
 
     def hops(self, ranks: Sequence[int], rows: int) -> float:
@@ -184,7 +184,7 @@ class _Stages:
 
     def whole(self, one: Staged, texts: int) -> float:
         """Return the seconds of as many texts at once."""
-        return one.prompts_seconds(texts) + self.request.answer * self.grouped(one, texts)[0]
+        return one.prompts_seconds(texts) + self.demand.answer * self.grouped(one, texts)[0]
 
     # candidates
 
@@ -229,14 +229,14 @@ class _Stages:
             yield self.made(ranks, counts)
 
     def made(self, ranks: tuple[int, ...], counts: tuple[int, ...]) -> Staged:
-        request, memory = self.request, [0] * len(self.profile.nodes)
+        demand, memory = self.demand, [0] * len(self.profile.nodes)
         stages, first = [], 0
         for place, (rank, count) in enumerate(zip(ranks, counts)):
             stages.append(Stage((rank,), self.plan(rank, range(first, first + count))))
             memory[rank] = self.inner + count * self.layer_bytes + (place == len(ranks) - 1) * self.word_bytes
             first += count
-        rows = min(request.prompt, request.largest or request.rows) or 1
-        chunk, chunks = self.stage_seconds(ranks, counts, rows, prompt=True), -(-request.prompt // rows)
+        rows = min(demand.prompt, demand.largest or demand.rows) or 1
+        chunk, chunks = self.stage_seconds(ranks, counts, rows, prompt=True), -(-demand.prompt // rows)
         following = chunks * max(chunk)
         prompt = sum(chunk) + following - max(chunk) + self.hops(ranks, rows)
         one = self.stage_seconds(ranks, counts, 1)

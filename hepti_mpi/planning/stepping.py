@@ -14,8 +14,8 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.comm.sizes import DIRECT_BYTES, FLOAT
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.candidates import Candidate, Costs, steady
-from hepti_mpi.planning.price import Batch, Pricer, shares_of
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Batch, Pricer, shares_of
 from hepti_mpi.planning.work import word_numbers
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import MOST_PROMPT_TILES, Plan, granules_fit, tiles_of
@@ -119,7 +119,7 @@ def _travelling(program: Program) -> Program:
 
 
 def divided(
-    spec: ModelSpec, profile: ClusterProfile, request: Request, costs: Costs, like: Plan, whole: Whole, rates: np.ndarray
+    spec: ModelSpec, profile: ClusterProfile, demand: Demand, costs: Costs, like: Plan, whole: Whole, rates: np.ndarray
 ) -> Candidate | None:  # fmt: skip
     """Return the plan of the soonest heads and columns, layouts and modes being those of `like`: from shares by speed of two ranks, of
     three, ... onward by moves, as long as `whole` gets less; None where memory holds none.
@@ -129,15 +129,15 @@ def divided(
     the other: two slow ranks alike have to give at once.
     """
     ranks = len(profile.nodes)
-    if request.shares is not None or ranks > MOST_RANKS:
+    if demand.shares is not None or ranks > MOST_RANKS:
         return None
-    tops = [_soonest(spec, request, costs, like, whole, rates, granule) for granule in dict.fromkeys((spec.group, spec.head_granule))]
+    tops = [_soonest(spec, demand, costs, like, whole, rates, granule) for granule in dict.fromkeys((spec.group, spec.head_granule))]
     found = [top for top in tops if top is not None]
     return costs.candidates([min(found, key=lambda one: one[0])[1]])[0] if found else None
 
 
 def _soonest(
-    spec: ModelSpec, request: Request, costs: Costs, like: Plan, whole: Whole, rates: np.ndarray, granule: int
+    spec: ModelSpec, demand: Demand, costs: Costs, like: Plan, whole: Whole, rates: np.ndarray, granule: int
 ) -> tuple[float, Plan] | None:  # fmt: skip
     """Return the seconds and the plan of the soonest, heads being divided in multiples of `granule`."""
     found, ranks = dict[Plan, float](), len(costs.limits) // 2
@@ -147,7 +147,7 @@ def _soonest(
         for count in range(2, ranks + 1):
             share = np.where(np.isin(np.arange(ranks), order[:count]), speeds, 0)
             plan = replace(like, heads=splits.split(spec.heads, share, granule), columns=splits.split(spec.ffn, share, spec.column_granule))
-            plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * request.rows for rank in range(ranks)))
+            plan = replace(plan, rows=tuple(int(rank == min(plan.active)) * demand.rows for rank in range(ranks)))
             if plan not in found and fit(costs, [plan])[0]:
                 found[plan] = float(whole([plan])[0])
     tops = [_climbed(spec, costs, found[plan], plan, whole, granule) for plan in sorted(found, key=found.__getitem__)[:CLIMBS]]

@@ -18,10 +18,10 @@ from hepti_mpi.comm.sizes import FLOAT
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.forecast import Forecast, Shape
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.program.buffers import Laid
@@ -103,8 +103,8 @@ class Arrangement:
         return float(done.max(initial=0.0))
 
 
-def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, pipeline: bool = False) -> Arrangement:
-    """Return the teams that answer the most batches of `request` a second, one rank of a host where several do not promise far more;
+def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, pipeline: bool = False) -> Arrangement:
+    """Return the teams that answer the most batches of `demand` a second, one rank of a host where several do not promise far more;
     `pipeline`: all ranks as stages of one team, or the fastest, where there are more than layers.
 
     A rank that is a team alone becomes several, as many as it has threads and memory for. Raises: CapacityError when no team can hold the
@@ -114,9 +114,9 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, request
     lone = tuple(firsts(profile.hosts))  # one rank of each host, with all of its cores
     if lone != crowds[0] and not pipeline:
         crowds.append(lone)
-    modes = ("packed", "mapped") if request.mode == "auto" and request.limits is None else (request.mode.replace("auto", "packed"),)
+    modes = ("packed", "mapped") if demand.mode == "auto" and demand.limits is None else (demand.mode.replace("auto", "packed"),)
     for mode in modes:
-        narrowed = replace(request, mode=mode, wires=("float32",))  # what a short wire changes is checked of one plan only
+        narrowed = replace(demand, mode=mode, wires=("float32",))  # what a short wire changes is checked of one plan only
         every = [_Teams(spec, source_hash, profile, narrowed, crowd) for crowd in crowds]
         if found := [arrangement for teams in every if (arrangement := teams.apart(pipeline))]:
             break
@@ -138,9 +138,9 @@ class _Teams:
     """Teams of the ranks of one `crowd`, all of which compute at once."""
 
     def __init__(
-        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, crowd: tuple[int, ...]
+        self, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, crowd: tuple[int, ...]
     ) -> None:  # fmt: skip
-        self.spec, self.source_hash, self.request, self.crowd = spec, source_hash, request, crowd
+        self.spec, self.source_hash, self.demand, self.crowd = spec, source_hash, demand, crowd
         self.profile = crowded(profile, crowd)
         self.bytes_per_second = np.array(profile.bytes_per_second)
         self.runs: dict[tuple[int, int], Plan | None] = {}
@@ -160,11 +160,11 @@ class _Teams:
 
     def _parts(self, team: Team) -> int:
         """Return how many batches a rank can answer at once, each by a thread, where it holds the layers once."""
-        node, stage, request = self.profile.nodes[team.lead], team.stages[0], self.request
-        node, limit = node.alone or node, request.limits[team.lead] if request.limits else (node.alone or node).memory_bytes
-        largest = request.largest or request.rows
+        node, stage, demand = self.profile.nodes[team.lead], team.stages[0], self.demand
+        node, limit = node.alone or node, demand.limits[team.lead] if demand.limits else (node.alone or node).memory_bytes
+        largest = demand.largest or demand.rows
         widths = activation_widths(Laid(make_program(self.spec, stage.plan)))
-        longest = min(request.longest or largest, largest)
+        longest = min(demand.longest or largest, largest)
         each = activation_bytes(self.spec, widths, largest, longest, np.array([largest]), np.ones(1))[0]
         return max(1, min(node.threads, 1 + int((limit - self.used[team.lead]) // each)))
 
@@ -232,12 +232,12 @@ class _Teams:
 
     def _plan(self, ranks: tuple[int, ...], spec: ModelSpec, roomy: bool = False) -> Plan | None:
         """Return the plan by which ranks divide the layers of `spec`; `roomy`: as if they had memory for any."""
-        limits = self.request.limits
+        limits = self.demand.limits
         limits = None if limits is None else tuple(limits[rank] for rank in ranks)
-        request = replace(self.request, limits=(1 << 60,) * len(ranks) if roomy else limits)
+        demand = replace(self.demand, limits=(1 << 60,) * len(ranks) if roomy else limits)
         profile = profiles.of_ranks(self.profile, ranks)
         try:
-            chosen = search.choose(spec, self.source_hash, profile, request).chosen
+            chosen = search.choose(spec, self.source_hash, profile, demand).chosen
         except CapacityError:
             return None
         plan = chosen.plan
@@ -245,7 +245,7 @@ class _Teams:
             self.used[ranks[0]] = chosen.memory[0]
         if plan.collectives == "mpi":  # which only one thread of a rank may call, and letters come meanwhile
             plan = replace(plan, collectives="own", reduction="reduce_scatter")
-            pricer = Pricer(spec, profile, request.rows, request.attended)
+            pricer = Pricer(spec, profile, demand.rows, demand.attended)
             plan = replace(plan, predicted_seconds=pricer.price(make_program(spec, plan), plan).seconds)
         return plan
 
@@ -283,7 +283,7 @@ class _Teams:
             seconds.append(self.pace[rank].of(counts[rank]))
             if place + 1 < len(ordered):  # what it hands on travels while it computes the next
                 wide = self.bytes_per_second[rank, ordered[place + 1]]
-                seconds.append(self.request.rows * self.spec.hidden * FLOAT / wide if wide else 0.0)
+                seconds.append(self.demand.rows * self.spec.hidden * FLOAT / wide if wide else 0.0)
         return Choice(Team(tuple(stages)), max(seconds))
 
     def _run(self, rank: int, layers: int) -> Plan | None:

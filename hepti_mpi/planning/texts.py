@@ -9,7 +9,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import decoding, staging
-from hepti_mpi.planning.request import Decision, Request
+from hepti_mpi.planning.demand import Decision, Demand
 from hepti_mpi.planning.staging import Staged
 from hepti_mpi.program.placement import Placement, whole
 
@@ -33,36 +33,36 @@ class Chosen:
         return len(self.placement.stages) > 1
 
 
-def check(name: str, spec: ModelSpec, request: Request, ranks: int) -> None:
+def check(name: str, spec: ModelSpec, demand: Demand, ranks: int) -> None:
     """Raise PlanError for what a method cannot be asked of so many ranks, whatever they turn out to be."""
     name = _meant(name, spec, ranks)
     if name in staging.NAMES:
-        staging.check(request, ranks)
+        staging.check(demand, ranks)
     else:
-        decoding.check(name, request, ranks)
+        decoding.check(name, demand, ranks)
 
 
 def _meant(name: str, spec: ModelSpec, ranks: int) -> str:
     return "single" if name in staging.NAMES and min(ranks, spec.layers) < 2 else name  # whoever is left of a job has all layers
 
 
-def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, texts: int = 1) -> Chosen:
+def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, texts: int = 1) -> Chosen:
     """Return by what as many `texts` at once are written soonest, or what a method says.
 
     Raises: CapacityError when nothing fits into memory, PlanError for a method that is not for texts.
     """
     name = _meant(name, spec, len(profile.nodes))
     if name in staging.NAMES:
-        return _of_stages(staging.staged(name, spec, source_hash, profile, request, texts), None)
-    free = name in decoding.HEPTI and request.layout is None and request.shares is None
+        return _of_stages(staging.staged(name, spec, source_hash, profile, demand, texts), None)
+    free = name in decoding.HEPTI and demand.layout is None and demand.shares is None
     decision, stages, refusal = None, None, None
     try:
-        decision = decoding.decide(name, spec, source_hash, profile, request)
+        decision = decoding.decide(name, spec, source_hash, profile, demand)
     except CapacityError as error:
         refusal = error
     if free:
         try:
-            stages = staging.staged("stages", spec, source_hash, profile, request, texts)
+            stages = staging.staged("stages", spec, source_hash, profile, demand, texts)
         except HeptiError:
             pass  # there is no room for them, or are too few ranks or layers
     if decision is None:
@@ -71,12 +71,12 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
             raise refusal
         return _of_stages(stages, None)
     plan = decision.chosen.plan
-    divided = Chosen(whole(plan), decision.chosen.price.seconds, decoding.prompt_seconds(spec, profile, request, plan), decision, stages)
+    divided = Chosen(whole(plan), decision.chosen.price.seconds, decoding.prompt_seconds(spec, profile, demand, plan), decision, stages)
     if stages is None:
         return divided
-    first = texts * divided.prompt_seconds + request.answer * decoding.step_seconds(spec, profile, request, plan, texts)
-    second = stages.prompts_seconds(texts) + request.answer * staging.grouped(spec, profile, request, stages, texts)[0]
-    paged = "mapped" in plan.weights_mode and request.mode != "mapped"  # which takes far longer than priced
+    first = texts * divided.prompt_seconds + demand.answer * decoding.step_seconds(spec, profile, demand, plan, texts)
+    second = stages.prompts_seconds(texts) + demand.answer * staging.grouped(spec, profile, demand, stages, texts)[0]
+    paged = "mapped" in plan.weights_mode and demand.mode != "mapped"  # which takes far longer than priced
     second *= GAIN * staging.factor(stages, profile)
     return _of_stages(stages, decision) if paged or second <= first else divided
 

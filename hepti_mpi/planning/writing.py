@@ -15,7 +15,7 @@ from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import decoding, staging, texts
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.planning.teams import GAIN, crowded
 from hepti_mpi.program.placement import Placement, Stage, Team
@@ -74,18 +74,18 @@ class Writers:
 
 
 def arranged(
-    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, one: Placement, room: tuple[int, int],
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, one: Placement, room: tuple[int, int],
     forced: bool = True,
 ) -> Writers | None:  # fmt: skip
-    """Return the teams that have written texts of `request` first, None where it would be one team.
+    """Return the teams that have written texts of `demand` first, None where it would be one team.
 
     `one`: by which all ranks write together; `room`: texts that each team writes at once, and all of them. Ranks of one host read weights
     through one memory, so that as many of them write hardly more: they are teams of their own only where that is `forced`.
     """
     ranks, (slots, texts) = tuple(range(len(profile.nodes))), room
-    together = _writer(spec, profile, request, one.teams[0], slots)
+    together = _writer(spec, profile, demand, one.teams[0], slots)
     crowds = [ranks] if profile.emulated else [ranks, tuple(firsts(profile.hosts))] if forced else [tuple(firsts(profile.hosts))]
-    found = [_best(spec, source_hash, profile, request, crowd, slots) for crowd in dict.fromkeys(crowds)]
+    found = [_best(spec, source_hash, profile, demand, crowd, slots) for crowd in dict.fromkeys(crowds)]
     every = [Writers(writers, together, texts) for writers in found if len(writers) > 1]
     return min(every, key=lambda one: one.seconds, default=None)
 
@@ -108,18 +108,18 @@ def shared(writers: Sequence[Writer], texts: int) -> float:
 
 
 def _best(
-    spec: ModelSpec, source_hash: str, profile: ClusterProfile, request: Request, crowd: tuple[int, ...], slots: int
+    spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, crowd: tuple[int, ...], slots: int
 ) -> tuple[Writer, ...]:  # fmt: skip
     """Return teams of the ranks of a crowd, all of which compute at once."""
     profile = crowded(profile, crowd)
     known: dict[tuple[NodeProfile, int | None], Team | None] = {}
-    mode = request.mode.replace("auto", "packed")  # weights that are read from a file again and again are none
+    mode = demand.mode.replace("auto", "packed")  # weights that are read from a file again and again are none
 
     def team_of(ranks: Sequence[int]) -> Team | None:
-        limits = None if request.limits is None else tuple(request.limits[rank] for rank in ranks)
+        limits = None if demand.limits is None else tuple(demand.limits[rank] for rank in ranks)
         own = profiles.of_ranks(profile, ranks)
         try:
-            asked = replace(request, limits=limits, mode=mode, wires=WIRES[:1])  # what a short wire changes is checked of one plan only
+            asked = replace(demand, limits=limits, mode=mode, wires=WIRES[:1])  # what a short wire changes is checked of one plan only
             found = texts.decide("hepti", spec, source_hash, own, asked, slots)
         except CapacityError:
             return None
@@ -127,7 +127,7 @@ def _best(
         return Team(tuple(replace(stage, members=tuple(ranks[one] for one in stage.members)) for stage in team.stages))
 
     def lone(rank: int) -> Team | None:
-        kind = replace(profile.nodes[rank], host=""), None if request.limits is None else request.limits[rank]
+        kind = replace(profile.nodes[rank], host=""), None if demand.limits is None else demand.limits[rank]
         if kind not in known:
             known[kind] = team_of((rank,))
         team = known[kind]
@@ -144,19 +144,19 @@ def _best(
             break
         parts.append(some[0])
         left = left[some[1] :]
-    writers = (_writer(spec, profile, request, team, slots) for team in parts)
+    writers = (_writer(spec, profile, demand, team, slots) for team in parts)
     return tuple(sorted(writers, key=lambda one: (-one.rate, one.team.lead)))
 
 
-def _writer(spec: ModelSpec, profile: ClusterProfile, request: Request, team: Team, slots: int) -> Writer:
+def _writer(spec: ModelSpec, profile: ClusterProfile, demand: Demand, team: Team, slots: int) -> Writer:
     some = sorted({min(1 << place, slots) for place in range(slots.bit_length() + 1)})
     if len(team.stages) > 1:
-        found = staging.of_team(spec, profile, request, team)
-        times, prompt = [staging.grouped(spec, profile, request, found, count)[0] for count in some], found.next_prompt_seconds
+        found = staging.of_team(spec, profile, demand, team)
+        times, prompt = [staging.grouped(spec, profile, demand, found, count)[0] for count in some], found.next_prompt_seconds
     else:
         (stage,) = team.stages
         own = profiles.of_ranks(profile, stage.members)
-        times = [decoding.step_seconds(spec, own, request, stage.plan, count) for count in some]
-        prompt = decoding.prompt_seconds(spec, own, request, stage.plan)
+        times = [decoding.step_seconds(spec, own, demand, stage.plan, count) for count in some]
+        prompt = decoding.prompt_seconds(spec, own, demand, stage.plan)
     steps = np.interp(range(1, slots + 1), some, times)
-    return Writer(team, prompt, tuple(map(float, steps)), request.answer)
+    return Writer(team, prompt, tuple(map(float, steps)), demand.answer)

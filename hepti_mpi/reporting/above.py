@@ -11,7 +11,7 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import OUTER, Compute, Program, Sync
 

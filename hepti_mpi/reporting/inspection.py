@@ -12,7 +12,7 @@ from hepti_mpi.cluster.boards import FIGURES, Board, Call, cluster_of, read_boar
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
@@ -225,7 +225,7 @@ def alone_on_boards(store: Store) -> dict[str, float | None]:
     for name in read_boards():
         profile = cluster_of([name], 1000.0, 1e-4, (spec.hidden, spec.ffn), spec.product_formats)
         try:
-            found[name] = choose(spec, store.source_hash, profile, Request(rows, mode="packed")).chosen.price.seconds
+            found[name] = choose(spec, store.source_hash, profile, Demand(rows, mode="packed")).chosen.price.seconds
         except CapacityError:
             found[name] = None
     return found

@@ -14,8 +14,8 @@ import numpy as np
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.candidates import Candidate
+from hepti_mpi.planning.demand import Decision
 from hepti_mpi.planning.reasons import reasons
-from hepti_mpi.planning.request import Decision
 from hepti_mpi.program.plan import Plan, in_words, kind_of
 from hepti_mpi.program.steps import OUTER, Program, Sync
 from hepti_mpi.quantiles import median, quantile

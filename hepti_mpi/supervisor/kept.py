@@ -15,7 +15,7 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import HeptiError, InputError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, texts
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.serving.finished import Finished as Output
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Begun, Journal, add_grown, journal_path, noted
@@ -75,15 +75,15 @@ class Known:
             measured, profile = self.measured, self.profile
         if measured is None or profile is None:
             return None
-        asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["request"].items()}
-        spec, request = ModelSpec.from_json(measured["spec"]), replace(Request(**asked), limits=None)
+        asked: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in measured["demand"].items()}
+        spec, demand = ModelSpec.from_json(measured["spec"]), replace(Demand(**asked), limits=None)
         prices = []
         for hosts in (more, present):
             part = profiles.of_hosts(profile, hosts)
             if part is None:  # one that was never measured
                 return UNKNOWN_GAIN
             try:
-                asked_of = measured["method"], spec, measured["source_hash"], part, request
+                asked_of = measured["method"], spec, measured["source_hash"], part, demand
                 prices.append(texts.decide(*asked_of).seconds if spec.generates else methods.decide(*asked_of).chosen.price.seconds)
             except HeptiError:
                 return None

@@ -16,8 +16,8 @@ from hepti_mpi.cluster.links import round_robin
 from hepti_mpi.cluster.profile import ClusterProfile, scaled
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.plan import WIRES, Plan, Wire, in_words
 from hepti_mpi.quantiles import median
 from hepti_mpi.tuning.advising import Advice, Adviser, Question
@@ -61,7 +61,7 @@ class Start:
     source_hash: str
     profile: ClusterProfile
     method: str
-    request: Request
+    demand: Demand
     plan: Plan
 
 
@@ -71,7 +71,7 @@ class Adapter:
     def __init__(self, start: Start, load_seconds: float, say: Callable[[str], None]) -> None:
         self.spec, self.source_hash, self.method, self.plan, self.say = start.spec, start.source_hash, start.method, start.plan, say
         profile, plan = start.profile, start.plan
-        self.request = replace(start.request, wires=_tried(plan.wire))
+        self.demand = replace(start.demand, wires=_tried(plan.wire))
         self.base = profile  # with links as they are now and speeds as they were in the beginning
         self.speeds, self.links, self.waits = Speeds(plan.hosts), Links(plan.hosts, profile), Waits()
         self.cost = load_seconds
@@ -145,7 +145,7 @@ class Adapter:
             (short, where), used = in_words(self.plan.wire), "".join(in_words(wire))
             self.say(f"{short} on the wire{where} changes results of plan {self.plan.hash} by more than is allowed: {used} is used")
             self.refused.add(self.plan.hash)
-            self.plan, self.request = replace(self.plan, wire=wire), replace(self.request, wires=_tried(wire))
+            self.plan, self.demand = replace(self.plan, wire=wire), replace(self.demand, wires=_tried(wire))
         self.cost = seconds
         self.switch |= {"stall_seconds": seconds, "load_seconds": load_seconds}
         self.anchors = {rank: anchor for rank, anchor in self.anchors.items() if rank not in self.plan.active}
@@ -200,7 +200,7 @@ class Adapter:
             self.speeds.use()
             self._expect()
             self.asked += 1
-            self.adviser.ask(Question(self.method, self.spec, self.source_hash, self.expected.profile, self.request, self.plan))
+            self.adviser.ask(Question(self.method, self.spec, self.source_hash, self.expected.profile, self.demand, self.plan))
         return {"do": "answer", "count": at_once(self.seconds), "pulse": len(self.plan.active) < self.plan.ranks}
 
     def _may_be_more(self) -> bool:
@@ -318,9 +318,9 @@ class Adapter:
 
     def _expect(self) -> None:
         """Tell anew what batches should take, by another plan, at other speeds or over other links, and what the last took beyond that."""
-        profile, request = scaled(self.base, self.speeds.used.tolist()), self.request
-        self.expected = Expectation(self.spec, profile, self.plan, max(request.rows, request.largest or 0))
-        self.present = Pricer(self.spec, profile, request.rows, request.attended).price(self.expected.program, self.plan).seconds
+        profile, demand = scaled(self.base, self.speeds.used.tolist()), self.demand
+        self.expected = Expectation(self.spec, profile, self.plan, max(demand.rows, demand.largest or 0))
+        self.present = Pricer(self.spec, profile, demand.rows, demand.attended).price(self.expected.program, self.plan).seconds
         self.orders.clear()
         self.late.clear()
         for order in list(self.history)[-RECENT:]:

@@ -11,8 +11,8 @@ from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, search
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 
@@ -27,7 +27,7 @@ class Question:
     spec: ModelSpec
     source_hash: str
     profile: ClusterProfile
-    request: Request
+    demand: Demand
     plan: Plan
 
 
@@ -42,15 +42,15 @@ class Advice:
 
 def advise(question: Question) -> list[Callable[[], Advice]]:
     """Return what finds plans for a question: one soon, near the plan in use, and one after searching all."""
-    spec, profile, request = question.spec, question.profile, question.request
+    spec, profile, demand = question.spec, question.profile, question.demand
 
     def near() -> Advice:
-        plan = search.again(spec, question.source_hash, profile, request, question.plan).plan
-        price = Pricer(spec, profile, request.rows, request.attended).price(make_program(spec, plan), plan)  # by all of its layers
+        plan = search.again(spec, question.source_hash, profile, demand, question.plan).plan
+        price = Pricer(spec, profile, demand.rows, demand.attended).price(make_program(spec, plan), plan)  # by all of its layers
         return Advice(plan, price.seconds, last=False)
 
     def best() -> Advice:
-        found = methods.decide(question.method, spec, question.source_hash, profile, request).chosen
+        found = methods.decide(question.method, spec, question.source_hash, profile, demand).chosen
         return Advice(found.plan, found.price.seconds, last=True)
 
     return [near, best] if question.method in methods.OURS else [best]

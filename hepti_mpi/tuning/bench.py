@@ -17,9 +17,9 @@ from hepti_mpi.engine import loading, pages
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.segments import Segments
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.demand import Decision, Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.prices import Price
-from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.tuning.settle import settle
 from hepti_mpi.tuning.turns import Holds
@@ -63,7 +63,7 @@ class Bench:
     store: Store
     segments: Segments
 
-    def ready(self, profile: ClusterProfile, chosen: Chosen, request: Request, trying: bool) -> tuple[dict[str, Samples], ClusterProfile]:
+    def ready(self, profile: ClusterProfile, chosen: Chosen, demand: Demand, trying: bool) -> tuple[dict[str, Samples], ClusterProfile]:
         """Load every plan. Collective; `chosen` holds rank 0's decisions.
 
         `trying`: settle on the plans that are chosen among all by trying; what that taught about the ranks' speeds is what all are
@@ -74,10 +74,10 @@ class Bench:
         for name, (plan, decision) in chosen.items():
             ready, price = loading.load(machine, self.store, plan, None, {}, self.segments), decision.chosen.price if decision else None
             if trying and name in SETTLED:
-                settled = settle(machine, spec, self.store.source_hash, self.segments, known, request, decision)
+                settled = settle(machine, spec, self.store.source_hash, self.segments, known, demand, decision)
                 ready, price, known = loading.swap(ready, settled.plan), settled.price, settled.profile
             all_samples[name] = Samples(ready.part, ready.engine, price, profile=known)
-        pricer = Pricer(spec, known, request.rows, request.attended)
+        pricer = Pricer(spec, known, demand.rows, demand.attended)
         for name, samples in all_samples.items():
             if name not in SETTLED and samples.price is not None:
                 samples.price, samples.profile = pricer.price(samples.part.program, samples.part.plan), known

@@ -15,7 +15,7 @@ import numpy as np
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.quantiles import median

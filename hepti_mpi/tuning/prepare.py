@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.engine.loading import Ready, decide, load, swap
 from hepti_mpi.engine.machine import Machine, Say, together
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.program.plan import Wire, in_words
 from hepti_mpi.tuning.wires import within
 from hepti_mpi.weights.store import Store
@@ -22,7 +22,7 @@ class Goal:
     whether there are so `many` requests that plans are worth to be tried."""
 
     method: str
-    request: Request
+    demand: Demand
     profile: ClusterProfile
     tolerance: float
     many: bool
@@ -36,13 +36,13 @@ def prepared(
     `at` is told what is done now. Return also the profile as it is known then.
     """
     at("planning")
-    begin, profile, request = time.perf_counter(), goal.profile, goal.request
+    begin, profile, demand = time.perf_counter(), goal.profile, goal.demand
     with together(machine.world):  # one rank tells why nothing fits
-        plan, decision = decide(machine, store, profile, goal.method, request)
+        plan, decision = decide(machine, store, profile, goal.method, demand)
     at("loading weights")
     ready = load(machine, store, plan, decision, startup | {"plan": time.perf_counter() - begin})
-    ready, request = short_enough(replace(ready, tolerance=goal.tolerance), goal, say)
-    return _settled(ready, replace(goal, request=request), say, at) if goal.many else (ready, profile)
+    ready, demand = short_enough(replace(ready, tolerance=goal.tolerance), goal, say)
+    return _settled(ready, replace(goal, demand=demand), say, at) if goal.many else (ready, profile)
 
 
 def _settled(ready: Ready, goal: Goal, say: Say, at: Callable[[str], None]) -> tuple[Ready, ClusterProfile]:
@@ -54,7 +54,7 @@ def _settled(ready: Ready, goal: Goal, say: Say, at: Callable[[str], None]) -> t
         return ready, goal.profile
     at("settling on a plan by trying some")
     begin, store = time.perf_counter(), ready.store
-    settled = settle(ready.machine, store.spec, store.source_hash, ready.segments, goal.profile, goal.request, ready.decision)
+    settled = settle(ready.machine, store.spec, store.source_hash, ready.segments, goal.profile, goal.demand, ready.decision)
     ready = swap(ready, settled.plan, settled.price)
     ready.startup_seconds["settle"] = time.perf_counter() - begin
     wire = ready.plan.wire
@@ -64,21 +64,21 @@ def _settled(ready: Ready, goal: Goal, say: Say, at: Callable[[str], None]) -> t
     return ready, settled.profile
 
 
-def short_enough(ready: Ready, goal: Goal, say: Say) -> tuple[Ready, Request]:
+def short_enough(ready: Ready, goal: Goal, say: Say) -> tuple[Ready, Demand]:
     """Return a job whose wire changes results by no more than is allowed, and what is asked of plans then: with a type that changes too
     much in as many layers as may have it, or planned again without it where that promises to be sooner. Collective."""
-    request = goal.request
+    demand = goal.demand
     while True:
         wire = ready.plan.wire
         ready, error = within(ready)
         if ready.plan.wire == wire:
-            return ready, request
-        request = replace(request, wires=request.wires[: request.wires.index(wire)])  # shorter ones change more
+            return ready, demand
+        demand = replace(demand, wires=demand.wires[: demand.wires.index(wire)])  # shorter ones change more
         with together(ready.machine.world):
-            plan, decision = decide(ready.machine, ready.store, goal.profile, goal.method, request, ready.plan)
+            plan, decision = decide(ready.machine, ready.store, goal.profile, goal.method, demand, ready.plan)
         say(_too_much(wire, error, goal.tolerance, plan.wire))
         if plan == ready.plan:
-            return replace(ready, part=replace(ready.part, plan=plan), decision=decision), request
+            return replace(ready, part=replace(ready.part, plan=plan), decision=decision), demand
         ready = replace(swap(ready, plan), decision=decision)
 
 

@@ -19,9 +19,9 @@ from hepti_mpi.engine.machine import Machine, patiently
 from hepti_mpi.engine.segments import Segments
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import search
-from hepti_mpi.planning.price import Pricer
+from hepti_mpi.planning.demand import Decision, Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.prices import Price
-from hepti_mpi.planning.request import Decision, Request
 from hepti_mpi.program import plan as plans
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.program.steps import Compute, Sync
@@ -73,7 +73,7 @@ class Settled:
 
 @patiently
 def settle(
-    machine: Machine, spec: ModelSpec, source_hash: str, segments: Segments, profile: ClusterProfile, request: Request,
+    machine: Machine, spec: ModelSpec, source_hash: str, segments: Segments, profile: ClusterProfile, demand: Demand,
     decision: Decision | None,
 ) -> Settled:  # fmt: skip
     """Return what answered soonest of the chosen plan, those that promise nearly as much, and what the measured speeds suggest.
@@ -85,19 +85,19 @@ def settle(
     def opened(plan: Plan) -> Trial:
         whole = Part(spec, plan, world.rank)
         tried = first_layers(whole)
-        times = longer(whole, tried, profile, request) if world.rank == 0 else 1.0
+        times = longer(whole, tried, profile, demand) if world.rank == 0 else 1.0
         fetch(machine, segments.store, tried.slices)
         return Trial(plan, tried, Engine(machine, tried, segments), world.from_root(times))
 
-    documents = world.from_root([plan.to_json() for plan in promising(decision, profile, request)] if decision else None)
+    documents = world.from_root([plan.to_json() for plan in promising(decision, profile, demand)] if decision else None)
     trials = [opened(plans.from_json(document)) for document in documents]
     known = [trial.plan for trial in trials]
-    lengths = Pricer(spec, profile, request.rows, request.attended).lengths
+    lengths = Pricer(spec, profile, demand.rows, demand.attended).lengths
     ask(machine, trials, lengths)
     for _ in range(ROUNDS):
         best = min(trials, key=lambda trial: trial.typical)
-        profile = learned(profile, request, best)
-        suggestion = search.again(spec, source_hash, profile, request, best.plan).plan if world.rank == 0 else best.plan
+        profile = learned(profile, demand, best)
+        suggestion = search.again(spec, source_hash, profile, demand, best.plan).plan if world.rank == 0 else best.plan
         suggestion = plans.from_json(world.from_root(suggestion.to_json()))
         if suggestion in known:
             break
@@ -115,8 +115,8 @@ def settle(
     best = min(finalists, key=lambda trial: trial.typical)
     for trial in trials:
         trial.engine.close()
-    profile = replace(learned(profile, request, best), edges=edges)
-    price = priced(Part(spec, best.plan, world.rank), profile, request)
+    profile = replace(learned(profile, demand, best), edges=edges)
+    price = priced(Part(spec, best.plan, world.rank), profile, demand)
     return Settled(replace(best.plan, predicted_seconds=price.seconds), price, profile)
 
 
@@ -129,23 +129,23 @@ def first_layers(part: Part) -> Part:
     return Part(replace(spec, layers=count), replace(plan, layers=plan.layers[:count]), part.rank)
 
 
-def longer(whole: Part, tried: Part, profile: ClusterProfile, request: Request) -> float:
+def longer(whole: Part, tried: Part, profile: ClusterProfile, demand: Demand) -> float:
     """Return how many times longer all layers of a plan take than those that are tried, by their prices."""
-    return 1.0 if tried is whole else priced(whole, profile, request).seconds / priced(tried, profile, request).seconds
+    return 1.0 if tried is whole else priced(whole, profile, demand).seconds / priced(tried, profile, demand).seconds
 
 
-def priced(part: Part, profile: ClusterProfile, request: Request) -> Price:
+def priced(part: Part, profile: ClusterProfile, demand: Demand) -> Price:
     """Return what the ranks of a part's plan take for a request."""
-    return Pricer(part.spec, profile, request.rows, request.attended).price(part.program, part.plan)
+    return Pricer(part.spec, profile, demand.rows, demand.attended).price(part.program, part.plan)
 
 
-def promising(decision: Decision, profile: ClusterProfile, request: Request) -> list[Plan]:
+def promising(decision: Decision, profile: ClusterProfile, demand: Demand) -> list[Plan]:
     """Return the chosen plan, the same with float32 on the wire, what else its search led to, and other kinds of nearly the same price,
     as many as memory holds beside each other: the weights that they share are not taken off, so it is rather too few."""
     chosen, plans = decision.chosen, [decision.chosen.plan]
     if chosen.plan.wire != "float32":  # converting can cost more than it saves
         plans.append(replace(chosen.plan, wire="float32"))
-    left = np.array(request.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
+    left = np.array(demand.limits or [node.memory_bytes for node in profile.nodes]) - chosen.memory
     others = [other for other in decision.others if other.price.seconds <= CLOSE * chosen.price.seconds][:FINALISTS]
     lone = [other for other in decision.others if other not in others and not other.plan.divided]
     lone = [other for other in lone if other.price.seconds <= LONE * chosen.price.seconds and profile.nodes[other.plan.active[0]].alone]
@@ -185,14 +185,14 @@ def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> No
     world.barrier()
 
 
-def learned(profile: ClusterProfile, request: Request, trial: Trial) -> ClusterProfile:
+def learned(profile: ClusterProfile, demand: Demand, trial: Trial) -> ClusterProfile:
     """Return the profile with what a trial taught: how many times longer each rank computes than was predicted, within TRUST, and how
     much longer an exchange takes, which is for the most part waiting for whoever is late this time.
     """
-    predicted = priced(trial.tried, profile, request).compute
+    predicted = priced(trial.tried, profile, demand).compute
     ratios = np.divide(median(np.array(trial.compute), axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
     profile = scaled(profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
-    price = priced(trial.tried, profile, request)
+    price = priced(trial.tried, profile, demand)
     if not price.bytes:
         return profile
     exchanges = sum(isinstance(step, Sync) and step.kind != "slice" for step in trial.tried.program)

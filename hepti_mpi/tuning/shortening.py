@@ -21,7 +21,7 @@ from hepti_mpi.models.inputs.requests import passage_requests
 from hepti_mpi.models.numerics import Array
 from hepti_mpi.models.tasks.heads import embed
 from hepti_mpi.planning import decoding
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement
@@ -42,7 +42,7 @@ class Goal:
     store: Store
     profile: ClusterProfile
     method: str
-    request: Request
+    demand: Demand
     tolerance: float
     load: Callable[[Placement], Decoder | None]
     say: Say
@@ -70,7 +70,7 @@ def loaded(
     goal.say(f"{what}, more than --tolerance {goal.tolerance:g}: {instead} is used")
     decoder.send_as(wire)
     if wire == WIRES[0]:
-        placement, chosen = loading.decide(machine, goal.store, goal.profile, goal.method, replace(goal.request, wires=WIRES[:1]))
+        placement, chosen = loading.decide(machine, goal.store, goal.profile, goal.method, replace(goal.demand, wires=WIRES[:1]))
         if placement.together != decoder.part.plan:
             del decoder, exact, found
             gc.collect()  # what was loaded refers to itself; memory need not hold both
@@ -85,11 +85,11 @@ def _priced(machine: Machine, goal: Goal, plan: Plan, chosen: Chosen | None) -> 
 
     def priced() -> Chosen:
         assert chosen is not None and chosen.decision is not None
-        spec, profile, request = goal.store.spec, goal.profile, goal.request
-        seconds = decoding.step_seconds(spec, profile, request, plan, 1)
+        spec, profile, demand = goal.store.spec, goal.profile, goal.demand
+        seconds = decoding.step_seconds(spec, profile, demand, plan, 1)
         one = replace(plan, predicted_seconds=seconds)
         best = replace(chosen.decision.chosen, plan=one, price=replace(chosen.decision.chosen.price, seconds=seconds))
-        prompt = decoding.prompt_seconds(spec, profile, request, plan)
+        prompt = decoding.prompt_seconds(spec, profile, demand, plan)
         return replace(chosen, placement=placements.whole(one), seconds=seconds, prompt_seconds=prompt,
                        decision=replace(chosen.decision, chosen=best))  # fmt: skip
 

@@ -14,8 +14,8 @@ from hepti_mpi.engine.machine import Machine, patiently, together
 from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, teams
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.forecast import Forecast
-from hepti_mpi.planning.request import Request
 from hepti_mpi.planning.teams import GAIN, Arrangement
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement
@@ -68,18 +68,18 @@ def teamed(
     hosts = [machine.cores.hosts[rank] for stage in placement.stages for rank in stage.computing]
     if len(set(hosts)) < len(hosts) and not goal.profile.emulated:
         begin = time.perf_counter()
-        arrangement = tried(machine, store.spec, goal.request, loaded, arrangement)
+        arrangement = tried(machine, store.spec, goal.demand, loaded, arrangement)
         startup["settle"] = time.perf_counter() - begin
-    paces = [choice.seconds / goal.request.rows for choice in arrangement.choices] if arrangement else None
+    paces = [choice.seconds / goal.demand.rows for choice in arrangement.choices] if arrangement else None
     return Teamed(loaded, placement, machine.world.from_root(paces), arrangement, startup)
 
 
 @patiently
-def tried(machine: Machine, spec: ModelSpec, request: Request, loaded: Sequence[Crew], found: Arrangement | None) -> Arrangement | None:
+def tried(machine: Machine, spec: ModelSpec, demand: Demand, loaded: Sequence[Crew], found: Arrangement | None) -> Arrangement | None:
     """Let all teams do a small batch at once, and return what was found as it is at the speeds that they have then: those of one host
     share caches and memory, and more than the kernels know that were measured. Collective; `found` is rank 0's."""
-    each = round(request.attended or request.rows)
-    lengths, world, times = [each] * max(1, request.rows // TRIED_PART // each), machine.world, list[float]()
+    each = round(demand.attended or demand.rows)
+    lengths, world, times = [each] * max(1, demand.rows // TRIED_PART // each), machine.world, list[float]()
     embedded = np.zeros((sum(lengths), spec.hidden), np.float32)
     for _ in range(1 + TRIES):
         world.barrier()
@@ -113,7 +113,7 @@ def _chosen(machine: Machine, store: Store, goal: Goal, teaming: Teaming) -> tup
     with together(machine.world):
         if machine.world.rank == 0:
             try:
-                found = teams.arranged(store.spec, store.source_hash, goal.profile, goal.request, teaming.pipeline)
+                found = teams.arranged(store.spec, store.source_hash, goal.profile, goal.demand, teaming.pipeline)
                 if not teaming.forced and not _worth(found, store, goal, teaming.batches):
                     found = None
             except CapacityError as error:
@@ -132,7 +132,7 @@ def _worth(found: Arrangement, store: Store, goal: Goal, batches: int) -> bool:
         return False
     if found.undivided is not None and found.seconds(batches) <= GAIN * batches / found.undivided:
         return True
-    other = methods.decide(goal.method, store.spec, store.source_hash, goal.profile, goal.request)
+    other = methods.decide(goal.method, store.spec, store.source_hash, goal.profile, goal.demand)
     return worth(found, other.chosen.price.seconds, batches)
 
 

@@ -17,7 +17,7 @@ from hepti_mpi.engine.decoder import Decoder
 from hepti_mpi.engine.machine import Machine
 from hepti_mpi.engine.orders import Order
 from hepti_mpi.models.numerics import Array
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.texts import Chosen
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import WIRES
@@ -72,18 +72,18 @@ class Loaded:
 
 
 def measured(
-    machine: Machine, ways: Sequence[tuple[Store, Placement, Chosen | None]], request: Request, repeat: int,
+    machine: Machine, ways: Sequence[tuple[Store, Placement, Chosen | None]], demand: Demand, repeat: int,
     progress: Callable[[int], None],
 ) -> list[Written]:  # fmt: skip
     """Load stores by placements, let all write in turns, and return what they did. Collective; what rank 0 knows of a placement is beside
     it, None elsewhere. Raises what loading raises."""
-    loaded = [_load(machine, *way, request) for way in ways]
-    _in_turns(machine, loaded, ways[0][0].spec.hidden, request, repeat, progress)
+    loaded = [_load(machine, *way, demand) for way in ways]
+    _in_turns(machine, loaded, ways[0][0].spec.hidden, demand, repeat, progress)
     return [one.written for one in loaded]
 
 
-def _load(machine: Machine, store: Store, placement: Placement, found: Chosen | None, request: Request) -> Loaded:
-    decoder = loading.load(machine, store, placement, 1, request.prompt + request.answer, request.cache)
+def _load(machine: Machine, store: Store, placement: Placement, found: Chosen | None, demand: Demand) -> Loaded:
+    decoder = loading.load(machine, store, placement, 1, demand.prompt + demand.answer, demand.cache)
     assert decoder is not None, "all ranks are in it"
     return Loaded(decoder, Written(placement, (found.prompt_seconds, found.seconds) if found else (0.0, 0.0)))
 
@@ -95,14 +95,14 @@ def holds(number: int, name: str, found: Chosen) -> Holds:
 
 
 def _in_turns(
-    machine: Machine, every: Sequence[Loaded], hidden: int, request: Request, repeat: int, progress: Callable[[int], None]
+    machine: Machine, every: Sequence[Loaded], hidden: int, demand: Demand, repeat: int, progress: Callable[[int], None]
 ) -> None:  # fmt: skip
     """Take in a prompt of rows of `hidden` numbers and add tokens by all that is loaded, `repeat` times in turns. Collective.
 
     A time runs on rank 0 from embedded rows to the likeliest word.
     """
     world, emulation = machine.world, machine.emulation
-    rows = np.random.default_rng(0).standard_normal((request.prompt + request.answer, hidden), np.float32)
+    rows = np.random.default_rng(0).standard_normal((demand.prompt + demand.answer, hidden), np.float32)
     for turn in range(-(not emulation.on), repeat):
         numbers = list(range(len(every)))
         np.random.default_rng(1 + turn).shuffle(numbers)  # nobody always comes after the same one
@@ -113,7 +113,7 @@ def _in_turns(
             if world.rank:
                 one.decoder.follow()
             else:
-                _write(one.decoder, one.written, rows, request.prompt, turn < 0)
+                _write(one.decoder, one.written, rows, demand.prompt, turn < 0)
             one.late += emulation.late_seconds - before.late_seconds
             one.calls += emulation.calls - before.calls
             one.overruns += emulation.overruns - before.overruns
@@ -148,7 +148,7 @@ def _write(decoder: Decoder, written: Written, rows: Array, prompt: int, warming
 
 
 def document(
-    model: str, cluster: str, request: Request, found: Mapping[str, Written], bounds: Bounds
+    model: str, cluster: str, demand: Demand, found: Mapping[str, Written], bounds: Bounds
 ) -> dict[str, Any]:  # fmt: skip
     """Return what was found as one document."""
     firsts, bound = bounds
@@ -166,7 +166,7 @@ def document(
     }  # fmt: skip
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model, "cluster": cluster}
     least = {f"bound_first_token{_of(wire)}_seconds": _short(seconds) for wire, seconds in firsts.items()}
-    return head | {"prompt": request.prompt, "tokens": request.answer, **least, "bound_token_seconds": _short(bound), "methods": methods}
+    return head | {"prompt": demand.prompt, "tokens": demand.answer, **least, "bound_token_seconds": _short(bound), "methods": methods}
 
 
 def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: Bounds, width: int | None = None) -> str:

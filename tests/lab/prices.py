@@ -23,8 +23,8 @@ from hepti_mpi.models.spec import ModelSpec, reduced
 from hepti_mpi.planning import baselines, methods
 from hepti_mpi.planning.bound import Bound, bound
 from hepti_mpi.planning.candidates import Candidate
-from hepti_mpi.planning.price import Pricer
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.program.build import make_program
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.reporting.above import Measured, above_bound
@@ -77,19 +77,19 @@ def cases(cluster: Cluster, model: str, format_name: str, rows: int, compared: b
     """Return what the planner chooses, float32 on the wire and float16; `compared`: beside all other methods."""
     found = random_model(model)
     spec = reduced(found.spec, format_name) if format_name != "f32" else found.spec
-    profile, request = described(cluster, spec), Request(rows=rows)
+    profile, demand = described(cluster, spec), Demand(rows=rows)
     others: dict[str, float] = {}
     for name in (*FORCED, *baselines.NAMES, *BOOSTED) if compared else ():
         try:
-            others[name] = methods.decide(name, spec, found.source_hash, profile, request).chosen.price.seconds
+            others[name] = methods.decide(name, spec, found.source_hash, profile, demand).chosen.price.seconds
         except CapacityError:
             continue
     best = min(others.items(), key=lambda item: item[1], default=("", np.inf))
     label = model if format_name == "f32" else f"{model} {format_name}"
     result = []
     for wire, name in (("float32", "hepti"), ("float16", "hepti-float16")):
-        chosen = methods.decide(name, spec, found.source_hash, profile, request).chosen
-        possible = bound(spec, found.source_hash, profile, replace(request, wires=(chosen.plan.wire,)), [chosen.plan])
+        chosen = methods.decide(name, spec, found.source_hash, profile, demand).chosen
+        possible = bound(spec, found.source_hash, profile, replace(demand, wires=(chosen.plan.wire,)), [chosen.plan])
         rest, megatron = where(spec, profile, rows, chosen, possible, cluster.slow), others.get("megatron", np.inf)
         result.append(Case(cluster.name, label, rows, wire, chosen, possible, best, megatron, rest, cluster.slow))
     return result

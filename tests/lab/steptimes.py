@@ -1,13 +1,13 @@
 """What each step of a program is predicted to take each rank, for one plan. Pure.
 
-Knows the clocks that the price walks by; what a program costs in all is price.py's.
+Knows the clocks that the price walks by; what a program costs in all is pricer.py's.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from hepti_mpi.planning.price import Batch, Pricer, shares_of
+from hepti_mpi.planning.pricer import Batch, Pricer, shares_of
 from hepti_mpi.planning.walk import Computing
 from hepti_mpi.program.buffers import distributions, interface
 from hepti_mpi.program.plan import Plan

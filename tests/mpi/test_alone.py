@@ -10,7 +10,7 @@ from test_answers import loaded, opened
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.machine import measured_profile
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.tuning.settle import settle
 
 ROWS = 24
@@ -61,8 +61,8 @@ def test_a_profile_of_a_busy_machine_is_measured_again(machine, measured, tmp_pa
 
 def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
     store, profile = measured
-    request = Request(ROWS, mode="packed")
-    plan, decision = loading.decide(machine, store, faster_alone(profile, 50), "hepti", request)
+    demand = Demand(ROWS, mode="packed")
+    plan, decision = loading.decide(machine, store, faster_alone(profile, 50), "hepti", demand)
     ready = loaded(machine, store, plan, decision)
     assert plan.active == (0,)
     alone = machine.world.size > 1
@@ -82,9 +82,9 @@ def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
 
 def test_it_is_tried_when_the_ranks_settle(machine, measured):
     store, profile = measured
-    request = Request(ROWS, mode="packed")
+    demand = Demand(ROWS, mode="packed")
     near = faster_alone(profile, 1.0)
-    plan, decision = loading.decide(machine, store, near, "hepti", request)
+    plan, decision = loading.decide(machine, store, near, "hepti", demand)
     ready = loaded(machine, store, plan, decision)
-    settled = settle(machine, store.spec, store.source_hash, ready.segments, near, request, decision)
+    settled = settle(machine, store.spec, store.source_hash, ready.segments, near, demand, decision)
     assert len(set(machine.world.gather_all(settled.plan.hash))) == 1 and settled.profile.edges == profile.edges

@@ -23,7 +23,7 @@ from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.planning import decoding
 from hepti_mpi.planning import texts as choices
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.writing import Writer
 from hepti_mpi.program.placement import Placement, Stage, Team, from_json, whole
 from hepti_mpi.program.plan import Plan
@@ -216,13 +216,13 @@ def test_a_short_wire_changes_no_more_than_is_tolerated(machine, store_of, part)
     """As much of what it changes as `part` says: all of it in all layers, some of it in some, or nothing, by a plan without."""
     world, store, said = machine.world, store_of("qwen3", golden=LONG), []
     plan = replace(divided(machine, store, SHARES["uneven"](world.size)), wire="float16")
-    profile, request = cluster([20.0] * world.size, mbit=10), Request(1, 64, 64, 64, wires=("float32", "float16"), prompt=64, answer=64)
-    decision = decoding.decide("hepti", store.spec, store.source_hash, profile, request) if world.rank == 0 else None
+    profile, demand = cluster([20.0] * world.size, mbit=10), Demand(1, 64, 64, 64, wires=("float32", "float16"), prompt=64, answer=64)
+    decision = decoding.decide("hepti", store.spec, store.source_hash, profile, demand) if world.rank == 0 else None
     chosen = choices.Chosen(whole(plan), 1.0, 1.0, decision, None) if decision else None
     load = functools.partial(loading.load, machine, store, slots=1, positions=48)
 
     def found(tolerance):
-        goal = shortening.Goal(store, profile, "hepti", request, tolerance, load, said.append)
+        goal = shortening.Goal(store, profile, "hepti", demand, tolerance, load, said.append)
         return shortening.loaded(machine, goal, whole(plan), chosen)
 
     *_, whole_error = found(1e9)
@@ -364,8 +364,8 @@ def larger_than_memory(store, ranks):
     profile = cluster([20.0] * ranks, latency=1.0)  # so slow that nobody shares who need not
 
     def decided(**changes):
-        request = Request(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, mode="packed")
-        return decoding.decide("hepti", store.spec, store.source_hash, profile, replace(request, **changes)).chosen
+        demand = Demand(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, mode="packed")
+        return decoding.decide("hepti", store.spec, store.source_hash, profile, replace(demand, **changes)).chosen
 
     alone, mapped, found, stages = decided(), decided(mode="mapped"), [], []
     assert len(alone.plan.active) == 1
@@ -373,8 +373,8 @@ def larger_than_memory(store, ranks):
         limit = int(max(alone.memory)) - 1
         found.append(decided(limits=(limit,) * ranks))
         assert len(found[0].plan.active) > 1 and max(found[0].memory) <= limit
-        request = Request(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, limits=(limit,) * ranks)
-        chosen = choices.decide("hepti", store.spec, store.source_hash, profile, request)
+        demand = Demand(1, 48, 40, 40, kept=len(LENGTHS) * 48, prompt=40, answer=8, limits=(limit,) * ranks)
+        chosen = choices.decide("hepti", store.spec, store.source_hash, profile, demand)
         assert chosen.in_stages and max(chosen.staged.memory) <= limit
         stages.append(chosen.placement)
     scant = (int(max(mapped.memory)) + 1,) * ranks
@@ -430,16 +430,16 @@ def test_a_bench_of_texts_measures_all_methods_on_the_same(machine, store_of):
     store, size = store_of("llama"), machine.world.size
     chosen = {name: (whole(divided(machine, store, shares(size))), None) for name, shares in SHARES.items()}
     chosen["in stages"] = staged(store, *stages_of("with nothing", size, store.spec.layers)), None
-    request = Request(1, 20, 17, 17, kept=23, prompt=17, answer=6)
+    demand = Demand(1, 20, 17, 17, kept=23, prompt=17, answer=6)
     ways = [(store, *way) for way in chosen.values()]
-    found = dict(zip(chosen, texts.measured(machine, ways, request, 2, lambda rounds: None), strict=True))
+    found = dict(zip(chosen, texts.measured(machine, ways, demand, 2, lambda rounds: None), strict=True))
     assert list(found) == [*SHARES, "in stages"]
     for name, one in found.items():
         counts = (2, 12, 7) if machine.world.rank == 0 else (0, 0, 0)
         assert (len(one.firsts), len(one.tokens), len(one.best)) == counts and one.late == 0, name
     if machine.world.rank == 0:
         bounds = {"float32": 2e-9}, 1e-9
-        told = texts.document("llama", "here", request, found, bounds)["methods"]
+        told = texts.document("llama", "here", demand, found, bounds)["methods"]
         assert all(one["largest_difference"] < 1e-4 and 0 < one["nearness"] < 1 for one in told.values())
         assert told["in stages"].get("layers", [3]) == {1: [3], 2: [2, 1], 3: [0, 2, 1]}.get(size, told["in stages"].get("layers"))
         said = texts.compared(found, {"galaxy": "does not fit"}, bounds)

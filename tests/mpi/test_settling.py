@@ -11,7 +11,7 @@ from test_answers import SHARES, loaded, opened, segments_of
 
 from hepti_mpi.engine import loading
 from hepti_mpi.planning import methods
-from hepti_mpi.planning.request import Request
+from hepti_mpi.planning.demand import Demand
 from hepti_mpi.program.plan import in_words, wire_of
 from hepti_mpi.tuning import prepare
 from hepti_mpi.tuning import settle as settling
@@ -34,11 +34,11 @@ def test_all_ranks_settle_on_one_plan(machine, folder, monkeypatch, strategy, tr
     monkeypatch.setattr(settling, "LAYERS", tried)
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
     profile = cluster(tuple(0.02 / (1 + rank) for rank in range(world.size)))
-    request = Request(ROWS, strategy=strategy, mode="packed")
-    plan, decision = loading.decide(machine, store, profile, "hepti" if strategy == "auto" else strategy, request)
+    demand = Demand(ROWS, strategy=strategy, mode="packed")
+    plan, decision = loading.decide(machine, store, profile, "hepti" if strategy == "auto" else strategy, demand)
     ready = loaded(machine, store, plan, decision)
     expected = result(ready, machine)
-    settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, request, decision)
+    settled = settle(machine, store.spec, store.source_hash, ready.segments, profile, demand, decision)
     assert len(set(world.gather_all(settled.plan.hash))) == 1
     assert settled.price.seconds > 0 and settled.plan.predicted_seconds == settled.price.seconds
     if world.size > 1:
@@ -96,8 +96,8 @@ def test_a_short_type_travels_in_as_many_layers_as_change_no_more(machine, folde
     assert min(errors, default=1.0) > part * error
 
 
-def planned(decide, store, profile, method, request):
-    return decide(method, store.spec, store.source_hash, profile, request)
+def planned(decide, store, profile, method, demand):
+    return decide(method, store.spec, store.source_hash, profile, demand)
 
 
 def test_a_type_that_changes_too_much_is_not_used(machine, folder, monkeypatch):
@@ -105,14 +105,14 @@ def test_a_type_that_changes_too_much_is_not_used(machine, folder, monkeypatch):
     most. What is asked of the planner again is planned once, and the sessions of one tolerance are the next one's."""
     world, store = machine.world, opened(folder, "tiny-bert", machine.world.rank, machine.world)
     profile = cluster((0.02,) * world.size, mbit=1)
-    request = Request(ROWS, wires=("float32", "float16", "int8"), layout=("rows", "rows"))
+    demand = Demand(ROWS, wires=("float32", "float16", "int8"), layout=("rows", "rows"))
     said, found, errors = [], [], [1.0]
     decided = cache(partial(planned, methods.decide, store, profile))
-    monkeypatch.setattr(methods, "decide", lambda method, spec, source_hash, profile, request: decided(method, request))
+    monkeypatch.setattr(methods, "decide", lambda method, spec, source_hash, profile, demand: decided(method, demand))
     monkeypatch.setattr(prepare, "load", partial(loading.load, segments=segments_of(store)))
     for part in (1.0, 0.9, 0.1, 1e-9):  # of what int8 changes
         tolerance = part * errors[min(1, len(errors) - 1)]
-        goal = prepare.Goal("hepti", request, profile, tolerance, many=False)
+        goal = prepare.Goal("hepti", demand, profile, tolerance, many=False)
         ready, _ = prepare.prepared(machine, store, goal, {}, said.append)
         found.append(ready.plan.wire)
         errors.append(ready.wire_error)

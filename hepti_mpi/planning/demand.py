@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Request:
+class Demand:
     """What a plan is wanted for. `rows`: of the batch that is priced; `attended`: rows that each row attends to, as a rule.
     `largest`, `longest`: rows of the largest batch and of the longest request that memory must hold; None: `rows`.
     `limits`: bytes per rank, or None to use what the profile found; `shares`: forced proportions.

@@ -17,7 +17,7 @@ from hepti_mpi.models import blocks
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import traffic, walk
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
-from hepti_mpi.planning.price import Pricer, extended
+from hepti_mpi.planning.pricer import Pricer, extended
 from hepti_mpi.planning.prices import Prices
 from hepti_mpi.planning.traffic import RING_GAIN, Shares, facts_of, groups, numbers
 from hepti_mpi.planning.work import bytes_of_number
