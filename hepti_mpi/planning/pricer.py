@@ -290,7 +290,7 @@ class Batch:
         handled, blocked = (extended([sum(getattr(walk, what), walk.zeros) for walk in walks], times) for what in ("handled", "blocked"))
         if walk.blocked:  # it depends on when links rested
             load[:-1] += blocked[0]
-        wait = np.round(extended([walk.clock for walk in walks], times) - compute - handled, DIGITS)
+        wait = np.round(extended([walk.clock for walk in walks], times) - compute - handled, DIGITS) + 0.0  # not -0.0
         ranks = len(compute)
         busy, wire = load[: 2 * ranks].max(axis=0), load[2 * ranks : -1].max(axis=0)
         return Prices(self.pricer.total(walks, compute, load, times), compute, wait, wire, load[-1], busy)

@@ -111,7 +111,12 @@ def shortened(text: str, most: int) -> str:
 
 
 def milliseconds(seconds: float | None) -> str:
-    return "-" if seconds is None else f"{seconds * 1e3:.1f}" if seconds < 10 else f"{seconds * 1e3:.0f}"
+    """Return a time, or the difference of two, in milliseconds.
+
+    >>> [milliseconds(seconds) for seconds in (None, 0.01234, 12.345, -4e-5, -6e-5)]
+    ['-', '12.3', '12345', '0.0', '-0.1']
+    """
+    return "-" if seconds is None else f"{round(seconds * 1e3, 1) + 0.0:.1f}" if seconds < 10 else f"{seconds * 1e3:.0f}"
 
 
 def duration(seconds: float) -> str:
