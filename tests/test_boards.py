@@ -119,7 +119,7 @@ def test_a_token_takes_described_boards_what_others_published_of_such_boards(boa
 
 
 def test_an_unknown_board_is_answered_with_the_list():
-    with pytest.raises(ProfileError, match="no board 'pi9' is described; boards: pi3, pi4, pi5"):
+    with pytest.raises(ProfileError, match="no board 'pi9' is described; boards: pi3, pi4, pi5.*as in pi4,pi4,pi5"):
         cluster_of(["pi4", "pi9"], 80.0, 5e-3, (8, 8))
 
 
@@ -138,6 +138,11 @@ def test_four_pi4_answer_sooner_than_one_and_sources_are_told():
     assert "-0.0," not in said and "-0.0]" not in said  # what equal boards wait for each other is nothing, not a little less
     assert 3.3 < seconds[1] < 4.0  # what BERT-Large takes on one Pi 4, by its published speeds
     assert "derived: twice its HPL" in head or not head
+
+
+def test_a_board_is_known_by_its_name_in_any_case():
+    told = plan("--boards", "Pi4, PI5").split("\nplan ")[1].split("planned")[0]
+    assert told == plan("--boards", "pi4,pi5").split("\nplan ")[1].split("planned")[0]
 
 
 def test_a_slow_network_makes_one_board_the_best():

@@ -127,7 +127,8 @@ def cluster_of(
     known = read_boards()
     unknown = [name for name in names if name not in known]
     if unknown:
-        raise ProfileError(f"no board {unknown[0]!r:.40} is described; boards: {', '.join(known)}")
+        how = "each is named as often as there are, as in pi4,pi4,pi5; profile --describe, on another, says its entry for boards.toml"
+        raise ProfileError(f"no board {unknown[0]!r:.40} is described; boards: {', '.join(known)}; {how}")
     if len(names) > MOST_BOARDS:
         raise ProfileError(f"{len(names)} boards are too many; at most {MOST_BOARDS}")
     boards = [known[name] for name in names]

@@ -56,7 +56,7 @@ class Described:
         from hepti_mpi.cluster.boards import cluster_of
         from hepti_mpi.reporting.inspection import board_lines
 
-        names = [name.strip() for name in (self.boards or "").split(",")]
+        names = [name.strip().lower() for name in (self.boards or "").split(",")]
         mbit, latency_us = self.mbit or MBIT, self.latency_us or LATENCY_US
         profile = cluster_of(names, mbit, latency_us * 1e-6, (spec.hidden, spec.ffn), spec.product_formats)
         SCREEN.show(board_lines(names, mbit, latency_us) + "\n")
