@@ -171,6 +171,32 @@ def test_what_a_template_would_pass_over_is_refused(source, told, why):
         text(source, **told)
 
 
+LEVELS = "{{ reasoning_effort }}"
+SWITCH = "{{ enable_thinking }}"
+
+
+@pytest.mark.parametrize("source, effort, said", [
+    (LEVELS, "low", "low"), (LEVELS, "no_think", "no_think"), (LEVELS, None, ""), (SWITCH, "low", "True"), (SWITCH, "none", "False"),
+    (LEVELS + SWITCH, "high", "highTrue"), ("{{ thinking }}", "minimal", "True"), (CHATML, "low", None), (CHATML, "none", None),
+])  # fmt: skip
+def test_how_much_is_to_be_thought_is_told_as_the_template_reads_it(source, effort, said):
+    """As vLLM: how much where it knows that, whether at all where it knows no more, and nothing of a model that does not think."""
+    plain = text(source)
+    assert text(source, effort=effort) == (plain if said is None else said)
+    own = ChatTemplate(source, {})
+    assert own.passes_over(effort) == (said is None)
+    assert own.passes_over("low", [TOOL]) == (source == CHATML)
+
+
+def test_what_is_told_by_name_overrules_how_much_is_to_be_thought():
+    assert text(LEVELS + SWITCH, effort="low", more={"enable_thinking": False, "reasoning_effort": "high"}) == "highFalse"
+
+
+def test_an_effort_that_nobody_knows():
+    with pytest.raises(InputError, match="reasoning_effort is 'lots', expected one of none, minimal, low, medium, high, xhigh, max"):
+        text(SWITCH, effort="lots")
+
+
 @pytest.mark.parametrize("template", CHATS["templates"])
 def test_what_a_developer_says_is_not_lost(template):
     """transformers leaves it out where a template knows no such role, or fails; to OpenAI's newer clients it is the system."""

@@ -242,6 +242,18 @@ def test_what_asks_for_nothing_is_taken():
         completion(SERVED, Fields({"prompt": "a", "n_predict": 5}), 64)
 
 
+def test_what_changes_nothing_in_an_answer_of_this_model_is_told_in_its_head(monkeypatch):
+    """Some clients say always how much is to be thought; a model that knows no such thing answers all the same, as with vLLM."""
+    said = {"messages": [{"role": "user", "content": "a"}], "reasoning_effort": "low"}
+    assert chat(SERVED, Fields(said), 64).headers == {"x-ignored-fields": "reasoning_effort"}
+    assert not chat(SERVED, Fields(said | {"reasoning_effort": None}), 64).headers
+    with pytest.raises(InputError, match="reasoning_effort is 'lots', expected one of none, minimal"):
+        chat(SERVED, Fields(said | {"reasoning_effort": "lots"}), 64)
+    monkeypatch.setattr(SERVED, "template", ChatTemplate("{{ messages[0].content }}{{ 'b' if enable_thinking }}", {}))
+    wanted = chat(SERVED, Fields(said), 64)
+    assert wanted.texts == ["ab"] and not wanted.headers
+
+
 def test_what_a_service_takes(monkeypatch):
     said = {"messages": [{"role": "user", "content": "a"}], "response_format": schema(PERSON)}
     assert chat(SERVED, Fields(said | {"tools": [{"type": "function"}], "tool_choice": "none"}), 64).sampling.schema == PERSON

@@ -301,6 +301,24 @@ def test_what_teams_do_is_told_when_it_is_known_who_they_are(monkeypatch):
     own.end()
 
 
+def test_what_a_lost_job_did_last_is_not_what_is_done_now(tmp_path):
+    """It said "loading weights" until the ranks of the next start said something."""
+    done = []
+    (tmp_path / "launcher.sh").write_text("#!/bin/sh\nexit 1\n")
+    (tmp_path / "launcher.sh").chmod(0o755)
+    own = Service(Job(["answer"], [Host("localhost")], [str(tmp_path / "launcher.sh")]), SOURCE, lambda _: done.append(own.doing))
+    own._heard({"kind": "doing", "what": "loading weights"})
+    own.front.starts = 1
+    assert own.status()["status"] == "restarting" and own.status()["doing"] == "loading weights"
+    own._heard_of_rank_0({"kind": "lost"})
+    assert own.status()["doing"] == "starting"
+    own._heard({"kind": "doing", "what": "loading weights"})  # of a start that fails before it is ready
+    own.start()
+    until(own.failed.is_set)
+    own.stop()
+    assert len(done) > 1 and set(done) == {"starting"}
+
+
 def test_teams_of_a_job_that_is_lost_have_nothing():
     meters = pytest.importorskip("hepti_mpi.serving.http.meters", reason="serve is an extra").Meters(dict)
     service = Service(Job(["answer"], [Host("localhost")]), SOURCE, lambda said: None)

@@ -111,7 +111,9 @@ def test_what_is_wrong_is_said(sentences, body, status, said):
 
 @pytest.mark.parametrize("path, status, said", [
     ("/v1/chat/completions", 501, "it writes no text"), ("/rerank", 422, "it is no reranker"), ("/classify", 422, "not classes"),
-    ("/nowhere", 404, "not a route"), ("/health", 405, "does not take POST"),
+    ("/nowhere", 404, "not a route"), ("/health", 405, "does not take POST; it takes GET"),
+    ("/nowhere", 404, "ask one of /v1/embeddings, "), ("/v1/v1/embeddings", 404, "not a route of this server; ask /v1/embeddings"),
+    ("/chat/completions", 404, "ask /v1/chat/completions"), ("/v1/tokenize", 404, "ask /tokenize"),
 ])  # fmt: skip
 def test_what_the_model_is_not_for_is_said(sentences, path, status, said):
     found, message = sentences.refusal(path, {"input": "a", "query": "a", "documents": ["b"]})
@@ -204,6 +206,7 @@ def test_nothing_is_lost_when_ranks_are_killed(sentences):
         found = waiting.result(BEGIN_SECONDS)["data"]
     assert len(found) == 700
     sentences.until(lambda: sentences.get("/health")[1]["starts"] >= 2)  # all may have been answered when it was killed
+    assert sentences.get("/health")[1]["doing"] is None
     for one, other in zip(expected, found):
         np.testing.assert_allclose(one["embedding"], other["embedding"], atol=1e-5)
 
@@ -490,6 +493,15 @@ def test_threads_do_not_grow(sentences):
     for _ in range(5):
         after = threads()
     assert after[0] <= before[0] + 2 < 60 and after[1] <= before[1]
+
+
+@pytest.mark.parametrize("more", [{}, {"stream": True}])
+def test_who_always_says_how_much_is_to_be_thought_is_answered(writer, more):
+    asked = {"messages": [{"role": "user", "content": "w5"}], "max_tokens": 3, "temperature": 0} | more
+    plain, told = (writer.post("/v1/chat/completions", asked | effort) for effort in ({}, {"reasoning_effort": "high"}))
+    assert plain[0] == told[0] == 200 and "x-ignored-fields" not in plain[2] and told[2]["x-ignored-fields"] == "reasoning_effort"
+    if not more:
+        assert plain[1]["choices"] == told[1]["choices"]
 
 
 def test_texts_go_on_where_they_were_when_ranks_are_killed(writer):

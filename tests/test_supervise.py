@@ -114,7 +114,7 @@ def test_a_sweep_removes_what_supervisors_that_were_killed_have_left(tmp_path):
     assert left == {*kept, "hepti-7-mine.json"}
 
 
-def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None, patient=False, said=None):
+def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None, patient=False, said=None, does=lambda _: None):
     """Supervise a shell script in the place of mpirun; return what was heard and said, and what came of it."""
     launcher = tmp_path / "launcher.sh"
     launcher.write_text("#!/bin/sh\n" + script)
@@ -128,6 +128,7 @@ def supervised(tmp_path, script, hosts=("localhost",), gains=lambda *_: None, pa
 
     hosts = [host if isinstance(host, Host) else Host(host) for host in hosts]
     watch = Supervisor(hosts, [str(launcher)], ["run"], lambda: state, hear, gains, said.append, patient)
+    watch.does = does
     try:
         watch.run()
         return heard, said, None
@@ -289,11 +290,11 @@ def test_a_service_waits_for_its_last_host(tmp_path, monkeypatch):
     script = f"if [ -e {again} ]; then {ANSWER % 1}; {DONE}; exit 0; fi\n{ANSWER % 0}\ntouch {again}; exec sleep 60\n"
     for patient, expected in ((True, None), (False, "no host of the hostfile answers: pi9")):
         again.unlink(missing_ok=True)
-        said = []
+        said, done = [], []
         door = host_behind(tmp_path, monkeypatch, lambda: not again.exists() or "waiting" in "".join(said))  # noqa: B023
-        *_, why = supervised(tmp_path, script, hosts=("pi9",), patient=patient, said=said)
+        *_, why = supervised(tmp_path, script, hosts=("pi9",), patient=patient, said=said, does=done.append)
         door.close()
-        assert why == expected
+        assert why == expected and done == ["starting"] * 2 + ["waiting for hosts", "starting"] * patient
         assert said[:2] == ["pi9 does not answer; starting again", "pi9 is left out"], said
         assert not patient or said[2:] == ["no host of the hostfile answers: pi9; waiting for them"]
 

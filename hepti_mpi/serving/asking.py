@@ -208,7 +208,7 @@ class Model:
     def check_writes(self) -> None:
         """Raise NoText for a model that writes no text."""
         if not self.spec.generates:
-            raise NoText(f"model {self.spec.name} gives {self.gives}: it writes no text")
+            raise NoText(f"model {self.spec.name} gives {self.gives}: it writes no text; slice one that does")
 
     def check_embeds(self) -> None:
         """Raise InputError for a model that makes no embeddings."""
@@ -218,12 +218,13 @@ class Model:
     def check_ranks(self) -> None:
         """Raise InputError for a model that is no reranker: one that gives a pair of texts one score."""
         if self.spec.head != "sequence-classes" or len(self.spec.labels) != 1:
-            raise InputError(f"model {self.spec.name} gives {self.gives}, not one score for a pair of texts: it is no reranker")
+            lacks = "not one score for a pair of texts: it is no reranker; slice a cross-encoder for that"
+            raise InputError(f"model {self.spec.name} gives {self.gives}, {lacks}")
 
     def check_classifies(self) -> None:
         """Raise InputError for a model that gives no classes."""
         if self.spec.head not in ("sequence-classes", "image-classes", "token-classes"):
-            raise InputError(f"model {self.spec.name} gives {self.gives}, not classes")
+            raise InputError(f"model {self.spec.name} gives {self.gives}, not classes; slice a classifier for those")
 
 
 def _item(index: int, text: Text) -> Item:

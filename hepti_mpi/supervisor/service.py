@@ -17,7 +17,7 @@ from hepti_mpi.errors import HeptiError, ServiceError, place_of
 from hepti_mpi.serving.front import Front
 from hepti_mpi.supervisor.kept import UNKNOWN_GAIN, Known
 from hepti_mpi.supervisor.progress import State
-from hepti_mpi.supervisor.supervise import Supervisor
+from hepti_mpi.supervisor.supervise import STARTING, Supervisor
 from hepti_mpi.wording import counted
 
 AHEAD_SECONDS = 600.0  # of a service, which has no end, for which a host that is back is worth to be taken back
@@ -51,7 +51,8 @@ class Service:
         self.known = Known(job.saved, False, say)
         self.front = Front(source_hash, all(host.here for host in job.hosts), self._heard_of_rank_0)
         self.supervisor = Supervisor(job.hosts, job.mpirun, job.words, self._state, self._heard, self._gains, self.say, True)
-        self.doing, self.plan, self.why = "starting", dict[str, Any](), list[str]()
+        self.doing, self.plan, self.why = STARTING, dict[str, Any](), list[str]()
+        self.supervisor.does = self._does
         self.computed: dict[str, float] = {}  # seconds of each rank in its last batch
         self.teams: list[dict[str, Any]] = []  # what each does now, where there are some
         self.listeners: list[Callable[[dict[str, Any]], None]] = []
@@ -107,6 +108,9 @@ class Service:
     def _state(self) -> State:
         return State([], list(self.known.profiles), self.front.address(), self.front.starts > 0)
 
+    def _does(self, what: str) -> None:
+        self.doing = what
+
     def _heard(self, record: dict[str, Any]) -> None:
         if record["kind"] == "measured":
             self.known.learn(record)
@@ -126,6 +130,7 @@ class Service:
         elif record["kind"] == "teams":
             self.teams = record["teams"]
         elif record["kind"] == "lost":  # what they had is asked again
+            self.doing = STARTING
             self.teams = [team | {"inputs": 0} for team in self.teams]
         elif record["kind"] == "said":
             self.say(record["what"])

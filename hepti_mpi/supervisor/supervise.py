@@ -46,6 +46,7 @@ BARREN = 3  # starts in a row that end without one more answer
 PATIENT = 6  # of those, where one input may be the reason, and is given up sooner (serving.front)
 IN_A_ROW = 2  # of those, for which one host is blamed and left out although it answers
 BEGIN_SECONDS = 120  # for the ranks to find each other
+STARTING, WAITING = "starting", "waiting for hosts"  # what it does while no rank does
 SILENCE = 2 * SLOWER  # times the deadline that nothing may be heard: no wait of a rank is as long
 
 
@@ -93,6 +94,7 @@ class Supervisor:
         self.returning: tuple[Host, ...] = ()
         self.blames = Counter[str]()
         self.show: Callable[[int, str], None] = print_on  # what ranks print
+        self.does: Callable[[str], None] = lambda what: None  # is told what it does while no rank does
         self.going = False  # whether anything was answered, ever, or could have been
         self.barren = 0  # starts in a row that ended without one more answer
         self.ended = threading.Event()
@@ -106,6 +108,7 @@ class Supervisor:
         ended = time.monotonic()
         try:
             while True:
+                self.does(STARTING)
                 self._take_back(is_due)  # a start is to be made anyway
                 if self._sweep(self.state()):
                     self.barren = 0
@@ -372,6 +375,7 @@ class Supervisor:
         if not (self.patient and self.going) or all(not host.lost or host.losses == FOR_GOOD for host in self.hosts):
             raise GivenUp(why)
         self.say(f"{why}; waiting for them")
+        self.does(WAITING)
         while not self._take_back(may) and not self.unwanted.wait(BEAT_SECONDS):
             pass
 

@@ -34,6 +34,8 @@ LIST = "[TOOL_CALLS]"  # before the calls that are all of an answer, as Mistral 
 PLAIN = LIST, '"parameters": '  # in a template by whose form a call is all of an answer: Mistral's, Llama's
 DEVELOPER = "developer"  # what newer clients call the system
 NO_THOUGHT = ("enable_thinking", False), ("thinking", False), ("reasoning_effort", "none")  # so a model is that knows no such switch
+SWITCHES = "enable_thinking", "thinking"  # names by which templates are told whether to think before the answer
+EFFORTS = "none", "minimal", "low", "medium", "high", "xhigh", "max"  # how much, as OpenAI's and vLLM's servers name it
 REASONING = "reasoning_content", "thinking", "reasoning"  # names that a message's reasoning goes by
 TOLD = """# Tools
 
@@ -116,16 +118,19 @@ class ChatTemplate:
         return cls(files.get(NAME, TOOLS_ONLY).decode("utf-8", "replace"), marks, with_tools)
 
     def text(
-        self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, more: Mapping[str, Any] | None = None
-    ) -> str:
+        self, messages: Sequence[Message], answer: bool = True, tools: Sequence[Any] | None = None, more: Mapping[str, Any] | None = None,
+        effort: str | None = None,
+    ) -> str:  # fmt: skip
         """Return the text of a talk; `answer`: up to where the model's answer begins; `more`: what else the template is told, by name, as
-        enable_thinking of Qwen3. Raises InputError when the template refuses it, or does not read what it is told."""
+        enable_thinking of Qwen3; `effort`: how much is to be thought before the answer, which `more` overrules. Raises InputError when the
+        template refuses it, or does not read what it is told."""
         if tools is not None and self._with_tools is not None:
-            return self._with_tools.text(messages, answer, tools, more)
+            return self._with_tools.text(messages, answer, tools, more, effort)
         self._check_read(more or {})
+        told = self.thought(effort) | dict(more or {})
         if tools and not self.knows_tools:
-            return self._text_with_tools(messages, answer, tools, more)
-        context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | dict(more or {})
+            return self._text_with_tools(messages, answer, tools, told)
+        context = {"add_generation_prompt": answer, "tools": tools, "documents": None} | self.marks | told
         talk = [_reasoned(message if self._knows_developers else _of_system(message)) for message in messages]
         talk, first = self._first(talk, context)
         tried = [first]
@@ -143,6 +148,21 @@ class ChatTemplate:
     def reads(self, name: str) -> bool:
         """Tell whether the template does anything with what it is told by this name, a word of which may stand in its text as well."""
         return name in self._read
+
+    def thought(self, effort: str | None) -> dict[str, Any]:
+        """Return what the template is told where so much is to be thought before the answer: how much, if it reads that, and whether at
+        all, if it reads that; nothing where it reads neither. Raises InputError for an effort that nobody knows."""
+        if not effort:
+            return {}
+        told: dict[str, Any] = {"reasoning_effort": effort} if self.reads("reasoning_effort") else {}
+        if not told and effort not in EFFORTS:
+            raise InputError(f"reasoning_effort is {shown(repr(effort), 60)}, expected one of {', '.join(EFFORTS)}")
+        return {name: effort != "none" for name in SWITCHES if self.reads(name)} | told
+
+    def passes_over(self, effort: str | None, tools: Sequence[Any] | None = None) -> bool:
+        """Tell whether a talk with these tools is the same without this effort. Raises InputError as `thought`."""
+        own = self if tools is None or self._with_tools is None else self._with_tools
+        return bool(effort) and not own.thought(effort)
 
     @property
     def knows_tools(self) -> bool:
@@ -322,10 +342,7 @@ def _reasoned(message: Message) -> Message:
 
 
 def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a request says to the template beside its messages, `tools` and `more` of `text`. Raises InputError.
-
-    Templates know how much is to be thought before the answer by one of two names.
-    """
+    """Return what a request says to the template beside its messages: `tools`, `more` and `effort` of `text`. Raises InputError."""
     tools, more, effort = (values.get(name) for name in ("tools", "chat_template_kwargs", "reasoning_effort"))
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise InputError(f"tools is {shown(repr(tools), 60)}, expected a list of objects")
@@ -333,8 +350,7 @@ def checked_options(values: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(f"chat_template_kwargs is {shown(repr(more), 60)}, expected an object of names and values for the template")
     if effort is not None and not isinstance(effort, str):
         raise InputError(f"reasoning_effort is {shown(repr(effort), 60)}, expected a text, such as low")
-    told = {"reasoning_effort": effort} | ({"enable_thinking": False} if effort == "none" else {}) if effort else {}
-    return {"tools": tools or None, "more": told | (more or {})}
+    return {"tools": tools or None, "more": more or {}, "effort": effort or None}
 
 
 def checked_messages(value: object) -> list[dict[str, Any]]:
@@ -353,7 +369,7 @@ def checked_messages(value: object) -> list[dict[str, Any]]:
         if isinstance(content, list):
             texts = [part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None for part in content]
             if not all(isinstance(text, str) for text in texts):
-                raise InputError(f"message {number + 1} holds parts that are no text")
+                raise InputError(f"message {number + 1} holds parts that are no text, which is all that the model reads")
         elif not isinstance(content, str) and not (content is None and message.get("tool_calls")):
             raise InputError(f"message {number + 1} has content {shown(repr(content), 60)}, expected a text")
     return [_opened({key: one for key, one in message.items() if one is not None or key == "content"}) for message in value]

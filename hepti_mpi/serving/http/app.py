@@ -63,7 +63,7 @@ class Growing(Response):
 
     def __init__(self, conversation: Conversation, queued: Callable[[float], None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Content-Type": "text/event-stream; charset=utf-8"}
-        super().__init__(None, headers=headers)
+        super().__init__(None, headers=headers | conversation.choices.wanted.headers)
         del self.headers["content-length"]
         self.conversation, self.queued = conversation, queued
         self.ended: Callable[[int], None] = lambda status: None
@@ -276,7 +276,7 @@ class Api:
                 return Growing(conversation, self.meters.queued.observe)
             document = await self._whole(request, conversation)
             self.meters.queued.observe(conversation.queued_seconds)
-            return Document(document, headers={"x-queue-time": f"{1000 * conversation.queued_seconds:.0f}"})
+            return Document(document, headers={"x-queue-time": f"{1000 * conversation.queued_seconds:.0f}"} | wanted.headers)
 
         return answer
 
@@ -344,14 +344,28 @@ class Api:
 
     async def _unknown(self, request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
-        what = "is not a route of this server" if error.status_code == 404 else f"does not take {request.method}"
+        if error.status_code == 404:
+            what = f"is not a route of this server; ask {meant(request.url.path, [route.path for route in request.app.routes])}"
+        else:
+            what = f"does not take {request.method}; it takes {(error.headers or {}).get('Allow', 'another way to ask')}"
         refused = Refused(error.status_code, f"{request.url.path[:100]} {what}")
         return Document(refused.document(), refused.status, error.headers)
 
 
+def meant(path: str, routes: Sequence[str]) -> str:
+    """Return which of the routes somebody may mean who asks another path, such as one without /v1 or with two of them: the first that ends
+    as it does; else all."""
+    parts, plain = path.strip("/").split("/"), [route for route in routes if "{" not in route]
+    for number in range(len(parts)):
+        alike = [route for route in plain if route.endswith("/" + "/".join(parts[number:])) and route != "/"]
+        if alike:
+            return alike[0]
+    return "one of " + ", ".join(plain)
+
+
 def shared(origins: Sequence[str]) -> list[Middleware]:
     """Return what lets pages of these origins ask and read answers; a key they send themselves, a browser's cookies are nothing here."""
-    told = ["Retry-After", "x-queue-time", "x-total-time", "x-truncated-inputs"]
+    told = ["Retry-After", "x-queue-time", "x-total-time", "x-truncated-inputs", generation.PASSED_OVER]
     how: dict[str, Any] = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": told, "max_age": 3600}
     return [Middleware(CORSMiddleware, allow_origins=list(origins), **how)] if origins else []
 

@@ -25,6 +25,7 @@ from hepti_mpi.wording import counted
 
 MOST_ANSWERS, MOST_STOPS = 16, 16
 MARKED = f"{CALL[0]}\n", "arguments", False  # as call_form of a model
+PASSED_OVER = "x-ignored-fields"  # header: fields that change nothing in an answer of this model, which some clients always send
 USUAL_TOKENS = 16  # of a completion that does not say how many, as OpenAI's
 
 
@@ -46,6 +47,7 @@ class Wanted:
     most_calls: int | None = None  # that are given of an answer
     id: str = field(default_factory=lambda: secrets.token_hex(12))
     created: int = field(default_factory=lambda: int(time.time()))
+    headers: dict[str, str] = field(default_factory=dict)  # what the answer's say besides
 
     def each(self) -> list[tuple[list[int], Sampling]]:
         """Return the prompt and what is asked of each choice; with a seed, each has another."""
@@ -83,6 +85,8 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     wanted = _wanted(model, fields, (True, [prompt], [text]), most, (room, room), top if is_told else None)
     if tools and wanted.sampling.schema is not None:
         raise Refused(422, 'response_format and tools do not go together: a call is none; give tool_choice "none"', "response_format")
+    if template.passes_over(asked["effort"], tools):
+        wanted.headers[PASSED_OVER] = "reasoning_effort"  # a model without such a switch answers as without the field
     known, most_calls = names(tools or ()), None if fields.flag("parallel_tool_calls", True) else 1
     if must:
         form = {"type": "json_schema", "json_schema": {"schema": schema_of_call(tools or (), arguments, many)}}

@@ -42,7 +42,7 @@ def chosen(tools: Sequence[Any] | None, choice: Any) -> tuple[Sequence[Any] | No
     missing = [name for name in named or () if name not in there]
     if missing or not there:
         what = f"has no function {missing[0][:60]!r}, which tool_choice names" if missing else "has no function, and tool_choice wants one"
-        raise Refused(422, f"tools {what}", "tool_choice")
+        raise Refused(422, f"tools {what}; give it there, or leave tool_choice out", "tool_choice")
     wanted = there if named is None else named
     return [tool for tool in tools or () if any(name in wanted for name in names([tool]))], must
 
