@@ -18,8 +18,10 @@ PIXELS = np.random.default_rng(3).integers(0, 256, (11, 14, 3)).astype(np.uint8)
 
 def as_pillow(path):
     """The picture in RGB, as load_image of transformers converts it: [height, width, 3]."""
-    with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(path.read_bytes())) as image:
-        return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def in_rgb(path):

@@ -60,7 +60,7 @@ def new_file(path: Path, size: int) -> Iterator[File]:
 
 def _sweep(place: Path) -> None:
     """Remove what programs that were killed left of the file at `place`: nobody holds it, and it was not just begun."""
-    for left in glob.glob(f".{glob.escape(place.name)}.{'[0-9a-f]' * 8}.part", root_dir=place.parent, include_hidden=True):
+    for left in glob.glob(f".{glob.escape(place.name)}.{'[0-9a-f]' * 8}.part", root_dir=place.parent):
         with suppress(OSError), open(place.parent / left, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if time.time() - os.fstat(file.fileno()).st_mtime > JUST_BEGUN:

@@ -71,8 +71,10 @@ def is_picture(path: Path) -> bool:
         accepted = (Image.OPEN[name][1] for name in formats())
         if not any(accepts(start) is True for accepts in accepted if accepts is not None):
             return False
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(path.read_bytes()), formats=formats()):
-            return True
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(path.read_bytes()), formats=formats()):
+                return True
     except Exception:  # Pillow's decoders raise nearly every kind
         return False
 
