@@ -378,6 +378,7 @@ CONFIG_CASES = [
     ({"pinyin_map_len": 32}, "'pinyin_map_len' is in no list", "take it out"),
     ({"add_cross_attention": True}, "add_cross_attention"),
     ({"architectures": ["BertForQuestionAnswering"]}, "'BertForQuestionAnswering'", "BertForMaskedLM"),
+    ({"architectures": "BertForSequenceClassification"}, "architectures is 'BertForSequenceClassification'", "expected a list"),
     ({"architectures": ["BertForSequenceClassification"], "id2label": {"1": "a"}}, "id2label"),
     ({"architectures": ["BertForSequenceClassification"], "id2label": {}}, "no labels"),
     ({"architectures": ["BertForSequenceClassification"], "id2label": [1]}, "id2label"),

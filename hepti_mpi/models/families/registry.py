@@ -23,8 +23,10 @@ FAMILIES = _found()  # by model_type
 def choose_task(family: Family, config: Mapping[str, Any], names: Iterable[str]) -> Task:
     """Return what the model is for. Raises ModelError for an architecture without a table entry."""
     listed = config.get("architectures")
+    if not isinstance(listed, list | None):
+        raise ModelError(f"config.json: architectures is {listed!r:.60}, expected a list of one name")
     default = next(iter(family.architectures))  # the bare model
-    architecture = listed[0] if isinstance(listed, list) and listed else default
+    architecture = listed[0] if listed else default
     if not isinstance(architecture, str) or architecture not in family.architectures:
         raise ModelError(f"architecture {architecture!r:.60} is not supported; supported: {', '.join(family.architectures)}")
     task = family.architectures[architecture]
