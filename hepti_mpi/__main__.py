@@ -35,6 +35,8 @@ def main() -> None:
     try:
         interrupts.listen(_tell_last if rank == 0 else None, _tell_beyond)  # before what takes long to import
         code, went_well = _command(rank)
+        if interrupts.arrived():  # within an import, behind which there was next to nothing to do
+            interrupts.finish()
         interrupts.told()  # whatever there was to be said
         if went_well:
             _ended.append(code)

@@ -20,6 +20,32 @@ print("named", flush=True)
 time.sleep(60)
 """
 
+# Ctrl-C comes as soon as the lock of all imports is taken, and what is raised there is lost, as in a callback of importlib's own
+IMPORTING = """
+import importlib._bootstrap as bootstrap, signal, time, types
+from collections import deque
+from functools import partial
+from itertools import chain, repeat
+from operator import methodcaller
+from hepti_mpi.comm import interrupts
+
+def tell(sentence):
+    import colorsys
+    print(sentence, flush=True)
+
+interrupts.listen(tell)
+call, taken = methodcaller("__call__"), bootstrap._imp.acquire_lock
+pressed = partial(deque, map(call, [taken, partial(signal.raise_signal, signal.SIGINT)]), 0)
+acquire_lock = partial(next, map(call, chain([pressed], repeat(taken))))  # without a frame of its own
+bootstrap._imp = types.SimpleNamespace(**{**vars(bootstrap._imp), "acquire_lock": acquire_lock})
+while True:
+    try:
+        import wave
+        time.sleep(60)
+    except BaseException:
+        pass
+"""
+
 
 @pytest.fixture
 def said(monkeypatch):
@@ -202,3 +228,9 @@ def test_what_is_noted_for_a_process_that_ends_without_a_word(kept, noted, said)
     interrupts.keeping(lambda: "")
     interrupts.keeping(lambda: kept, lambda: pytest.fail("nobody interrupts"))
     assert interrupts._last[0].noted(interrupts.LOST) == noted and said == []
+
+
+def test_an_import_that_is_interrupted_keeps_no_lock():
+    """The thread that says why imports too, and waited for ever."""
+    ended = subprocess.run([sys.executable, "-c", IMPORTING], capture_output=True, text=True, timeout=30)
+    assert (ended.stdout, ended.returncode) == ("interrupted\n", interrupts.EXIT_CODE), ended.stderr

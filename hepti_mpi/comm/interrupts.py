@@ -25,6 +25,7 @@ EXIT_CODE = 130
 PRESSED = "interrupted"
 LOST = "a rank was lost"  # this one or another, whose end MPI may make that of all; mpirun says which, as far as it knows
 AGAIN_SECONDS = 0.01
+IMPORTS = "<frozen importlib._bootstrap>"  # the file of Python's own frames of an import
 GRACE_SECONDS = 0.4  # for the main thread to put away what is half written
 
 _lock = threading.Lock()
@@ -206,9 +207,10 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def _raise(number: int, frame: Any) -> None:
-    """Raise Interrupted, a little later where a module in C++ is being made: one of nanobind, as onnx is, aborts at what is raised there,
+    """Raise Interrupted, a little later where Python itself looks for a module: what is raised there may leave its lock of all imports
+    taken, for which the thread that listens would wait for ever. So too where one in C++ is being made: of nanobind, as onnx is, it aborts
     with pages of what all it was doing."""
-    if _is_made_of_c(frame):
+    if frame is not None and frame.f_code.co_filename == IMPORTS or _is_made_of_c(frame):
         signal.signal(signal.SIGALRM, _raise)
         signal.setitimer(signal.ITIMER_REAL, AGAIN_SECONDS)
         return
