@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -317,15 +318,28 @@ def test_lines_are_read_whatever_bytes_they_have():
     assert done.stdout == b"['a\\udce4b\\n', '\\xe4']\n", done
 
 
-def talked(monkeypatch, lines, answer):
-    """Talk with a model that says the same to each line, and return the messages that it was given each time."""
-    making, read = SimpleNamespace(busy=False), []
+def test_while_a_long_line_is_read_that_is_said(monkeypatch, capfd):
+    """It was silent, for minutes on a small board, until the first word of the answer."""
+    monkeypatch.setattr("hepti_mpi.commands.meter.TOLD_SECONDS", 0.01)
+    answer = Answer([1], Sampling(), None, tokens=[5], finish_reason="stop")
+    talked(monkeypatch, ["hello"], answer, parts=2)
+    out, err = capfd.readouterr()
+    assert out.count("well") == 1 and err.startswith("reading: 0.") and err.count("reading: ") > 1
+
+
+def talked(monkeypatch, lines, answer, parts=0):
+    """Talk with a model that says the same to each line, behind so many steps of some time that read it; return the messages that it was
+    given each time."""
+    making, read, left = SimpleNamespace(busy=False), [], [()] * parts
 
     def submit(prompt, sampling):
         making.busy = True
         return answer
 
     def step():
+        if left:
+            time.sleep(0.1)
+            return left.pop()
         making.busy = False
         return [Event(answer, None, "well", answer.finish_reason)]
 

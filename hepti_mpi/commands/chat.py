@@ -1,13 +1,15 @@
 """The chat command: a talk in the terminal, whose answers appear as they grow. Knows lines and turns; computes nothing."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hepti_mpi.commands import terminal
+from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, Machinery, grouped, machine_options, planning_options, weights_option, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.terminal import Flow
@@ -18,6 +20,8 @@ from hepti_mpi.wording import counted
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.commands.writers import Loaded
+    from hepti_mpi.serving.generating import Maker
+    from hepti_mpi.serving.generation import Event
 
 CONTEXT = 4096  # rows of a talk, where nobody says and the model takes as many
 PROMPT = "> "
@@ -105,14 +109,28 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
             del messages[1 if system else 0 :]
             continue
         flow = Flow(SCREEN.width)
-        while making.busy:
-            for event in making.step():
-                SCREEN.part(flow.add(event.text))
+        with meanwhile("reading"):  # a long line takes minutes on small boards
+            begun = _first(making)
+        for event in chain(begun, _rest(making)):
+            SCREEN.part(flow.add(event.text))
         SCREEN.part(flow.end() + "\n")
         if answer.finish_reason != "stop":
             cut = f"the answer was cut off at {counted(len(answer.tokens), 'tokens')}; --max-tokens and --context say how long it may be"
             SCREEN.warn(answer.error or cut)
         messages.append({"role": "assistant", "content": answer.text})
+
+
+def _first(making: "Maker") -> "Sequence[Event]":
+    """Return what the first step that adds to an answer does, none where there is nothing to do."""
+    events: Sequence[Event] = ()
+    while making.busy and not events:
+        events = making.step()
+    return events
+
+
+def _rest(making: "Maker") -> "Iterator[Event]":
+    while making.busy:
+        yield from making.step()
 
 
 def _asked(lines: Iterator[str]) -> Iterator[str]:
