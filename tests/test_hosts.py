@@ -1,14 +1,23 @@
 """Hostfiles as mpirun and people write them, and whether two names are one machine; without ssh and without a network."""
 
 import doctest
+import hashlib
+import os
+import shlex
 import socket
+import subprocess
 import threading
+import time
 
 import pytest
+from terminals import PROGRAM, environment
 
 from hepti_mpi.cluster.hosts import Host, door_of, listed_hosts, read_hosts
 from hepti_mpi.comm import names
+from hepti_mpi.commands import push
 from hepti_mpi.errors import HeptiError
+from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.weights import writing
 
 KNOWN = {  # to the resolver
     "desk": ["127.0.1.1"], "alias": ["10.0.0.1"], "pi1": ["10.0.0.11"], "pi1.lan": ["10.0.0.11"], "pi2": ["10.0.0.12", "fd00::12"],
@@ -189,7 +198,7 @@ def test_many_hosts_are_not_compared_with_each_other(tmp_path, monkeypatch):
 
 def test_what_a_host_answers_need_not_be_utf_8(tmp_path, monkeypatch, capsys):
     """A greeting, a name, an error in the letters of an old system."""
-    from hepti_mpi.commands import doctor, push
+    from hepti_mpi.commands import doctor
     from hepti_mpi.supervisor import sweep
 
     asked = rb"case $1$2$3 in *-G*) printf 'banner \377\nport 2222\nhostname pi\303\n'; exit 0;; esac"
@@ -202,7 +211,7 @@ def test_what_a_host_answers_need_not_be_utf_8(tmp_path, monkeypatch, capsys):
     host, said = Host("192.0.2.9"), []
     assert door_of(host) == ("pi\ufffd", 2222)
     assert doctor._ask(host, "{}") == "Stra\ufffde gesperrt"
-    assert not push._push(host, tmp_path / "file", "0") and "192.0.2.9: Stra\ufffde gesperrt" in capsys.readouterr().err
+    assert not push._push(host, tmp_path / "file", "0", {}) and "192.0.2.9: Stra\ufffde gesperrt" in capsys.readouterr().err
     assert not sweep.sweep(host, tmp_path / "state", ["A=1"], b"", said.append)
     assert said == ["192.0.2.9 cannot be used: Stra\ufffde gesperrt"]
 
@@ -230,3 +239,45 @@ def test_examples():
 def test_what_is_typed_to_run_a_command_on_a_host():
     hosts = [Host("pi2"), Host("pi2", user="pi", port=2222), Host("desk", port=22)]
     assert [host.typed("uptime") for host in hosts] == ["ssh pi2 uptime", "ssh -p 2222 pi@pi2 uptime", "uptime"]
+
+
+def test_what_copies_a_store_ends_with_who_asked_for_it(tmp_path):
+    """ssh went on for minutes, and copied what nobody waited for."""
+    began = tmp_path / "began"
+    asked = f'case " $* " in *" -G "*) exit 0;; esac; head -c 4096 >/dev/null; echo $$ >{began}.new; mv {began}.new {began}; exec sleep 60'
+    (tmp_path / "ssh").write_text(f"#!/bin/sh\n{asked}\n")
+    (tmp_path / "ssh").chmod(0o755)
+    writing.write(tmp_path / "tiny.h5", random_model("tiny-bert"))
+    (tmp_path / "hosts.txt").write_text("192.0.2.9 slots=1\n")
+    known = environment(PATH=f"{tmp_path}:{os.environ['PATH']}")
+    with subprocess.Popen([*PROGRAM, "push", "tiny.h5", "hosts.txt"], cwd=tmp_path, env=known, stderr=subprocess.PIPE, text=True) as job:
+        assert soon(began.exists)
+        job.terminate()
+        assert job.communicate(timeout=20) == (None, "interrupted\n") and job.returncode == 130
+    assert soon(lambda: not os.path.exists(f"/proc/{began.read_text().strip()}"))
+
+
+def soon(true):
+    """Say whether something becomes true within 20 seconds."""
+    end = time.monotonic() + 20
+    while not true() and time.monotonic() < end:
+        time.sleep(0.1)
+    return true()
+
+
+@pytest.mark.parametrize("there, sent, said, wrong, left", [
+    (None, "content", "copied\n", "", "content"), ("other", "content", "copied\n", "", "content"),
+    ("content", "", "there\n", "", "content"),
+    (None, "conte", "", "it arrived damaged, or not whole: push it again\n", None),
+    ("other", "", "", "it arrived damaged, or not whole: push it again\n", "other"),
+])  # fmt: skip
+def test_what_a_host_does_with_a_file_that_it_is_sent(there, sent, said, wrong, left, tmp_path):
+    """A file that is not there yet is nothing to complain of."""
+    path = tmp_path / "a folder" / "file"
+    if there is not None:
+        path.parent.mkdir()
+        path.write_text(there)
+    line = f"path={shlex.quote(str(path))} hash={hashlib.sha256(b'content').hexdigest()}{push.KEEP}"
+    done = subprocess.run(["sh", "-c", line], input=sent, capture_output=True, text=True)
+    assert (done.stdout, done.stderr, done.returncode) == (said, wrong, int(bool(wrong)))
+    assert (path.read_text() if path.exists() else None) == left and len(list(path.parent.iterdir())) == (left is not None)

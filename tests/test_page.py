@@ -7,6 +7,7 @@ from made_benches import NAMES, bench, write
 
 from hepti_mpi.reporting.benches import read_benches
 from hepti_mpi.reporting.page import page, result, ticks
+from hepti_mpi.reporting.tables import milliseconds
 
 VOID = {"meta", "br", "img", "link", "hr", "input"}
 
@@ -56,7 +57,7 @@ def test_numbers_are_those_of_the_records(tmp_path):
     one = read_benches(write(tmp_path / "records.jsonl", bench("mixed4", ("hepti", "single"))))[0]
     _, text = read(page("x", [one]))
     for method in one.methods.values():
-        assert f"{method.median * 1e3:.1f}" in text
+        assert f"{method.median * 1e3:.1f}" in text and f"The last of the requests, which took {milliseconds(method.seconds)} ms" in text
         for rank in method.ranks:
             assert rank.measured is None or f"{rank.measured[0] * 1e3:.1f} / " in text
 

@@ -253,7 +253,10 @@ def _timeline(method: Method) -> Iterator[str]:
         yield f'<div class="lane"><span>{name}</span>{picture}</div>'
     marks = "".join(f'<span style="left:{100 * mark / end:.2f}%">{_round(mark)}</span>' for mark in ticks(end))
     yield f'<div class="lane"><span class="faint">ms</span><div class="axis">{marks}</div></div>'
-    yield '<p class="faint">Blue: the rank computes. Yellow: an exchange blocks it. Nothing: it has nothing to do.</p>'
+    yield (
+        f'<p class="faint">The last of the requests, which took {milliseconds(end)} ms; the median is {milliseconds(method.median)} ms. '
+        "Blue: the rank computes. Yellow: an exchange blocks it. Nothing: it has nothing to do.</p>"
+    )
 
 
 def _joined(lane: Lane) -> Iterator[tuple[str, float, float]]:
