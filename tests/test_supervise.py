@@ -428,6 +428,13 @@ def test_hosts_that_do_not_answer(tmp_path):
     assert why is None and said[-1] == "198.51.100.1 is left out" and heard
 
 
+def test_a_host_whose_name_nobody_knows(tmp_path):
+    """It was left out, and nothing said why."""
+    _, said, why = supervised(tmp_path, DONE, hosts=("localhost", "pi9.invalid"))
+    mend = "write its address into the hostfile, or address and name into /etc/hosts"
+    assert why is None and said == [f"nobody here knows the name pi9.invalid: {mend}", "pi9.invalid is left out"]
+
+
 def kept(tmp_path, output="a.jsonl", **more):
     said = []
     return Kept(tmp_path / "hosts.profile.json", tmp_path / output if output else None, more.get("resume", False), said.append), said

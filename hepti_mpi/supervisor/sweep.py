@@ -11,6 +11,7 @@ from pathlib import Path
 from hepti_mpi.cluster.hosts import Host, answers
 from hepti_mpi.comm import leavings, starved
 from hepti_mpi.comm.interrupts import want_of_memory
+from hepti_mpi.comm.names import addresses
 
 SSH_SECONDS = 20  # to clean up on a host that answers
 # ends the ranks and daemons of this job, and removes what they and other jobs that were killed leave; then writes what it is given to a
@@ -88,6 +89,8 @@ def _last_words(text: str) -> str:
 def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Callable[[str], None]) -> bool:
     """Do the same on another host; learn what it calls itself. Tell whether it could be done."""
     if not (answers(host) or answers(host)):
+        if not addresses(sought := host.door[0] if host.door else host.name):
+            say(f"nobody here knows the name {sought}: write its address into the hostfile, or address and name into /etc/hosts")
         return False
     words = [*host.ssh(), shlex.join([sys.executable, "-c", SWEEP, str(path), *marks])]
     try:
