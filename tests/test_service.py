@@ -18,6 +18,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import clients
 import load
@@ -451,6 +452,20 @@ def test_how_a_job_is_started_is_looked_at_before(folder, sentences, argument, v
     (folder / "here.txt").write_text("localhost slots=1\n")
     with pytest.raises(HeptiError, match=said):
         hepti_mpi.Model(sentences.store, **{"hostfile": folder / "here.txt", argument: value})
+
+
+def test_who_does_not_wait_for_a_model_has_no_ranks_left(sentences, monkeypatch):
+    """As by Ctrl-C in a notebook, which goes on; they kept their memory, and nobody could end them."""
+    own = SimpleNamespace(store=sentences.store, process=SimpleNamespace(pid=os.getpid()))
+
+    def interrupted(model):
+        sentences.until(lambda: Served.ranks(own))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hepti_mpi.serving.asking.Model.warm_up", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        hepti_mpi.Model(sentences.store)
+    assert not Served.ranks(own)
 
 
 @pytest.mark.parametrize("texts", [{"a", "b"}, frozenset("ab"), None, 5, {"text": "a"}, np.array("a"), np.array([["a"]])])

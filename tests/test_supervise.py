@@ -591,6 +591,7 @@ def test_another_input_on_the_next_first_host(tmp_path):
 
 @pytest.mark.parametrize("words, sentence", [
     (["h.txt", "--", "bench"], "what is to be supervised is a run"),
+    (["h.txt", "--", "serve", "--port", "0"], "serve watches its hosts itself: python -m hepti_mpi serve HOSTFILE"),
     (["h.txt", "--", "run", "--repeat", "3"], "answers a file once"),
     (["h.txt", "--", "run", "--input", "-"], "answers a file once"),
     (["h.txt", "--", "run", "--plan", "p.json"], "--plan is for one set of hosts"),

@@ -53,12 +53,14 @@ class Own:
         self.timeout, self.takes_pictures = timeout, self.model.takes_pictures
         self.service = Service(Job.on(hostfile, words, mpirun), self.model.source_hash, LOG.info)
         self.service.start()
-        self.model.warm_up()  # ranks get ready meanwhile
-        ready = self.service.ready.wait(timeout)
-        if self.service.error is not None or not ready:
-            error = self.service.error or ServiceError(f"the job was not ready within {timeout:g} s; it was {self.service.doing}")
+        try:
+            self.model.warm_up()  # ranks get ready meanwhile
+            ready = self.service.ready.wait(timeout)
+            if self.service.error is not None or not ready:
+                raise self.service.error or ServiceError(f"the job was not ready within {timeout:g} s; it was {self.service.doing}")
+        except BaseException:  # Ctrl-C too: in a notebook ranks that nobody can ask would keep their memory
             self.close()
-            raise error
+            raise
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         self.model.check_embeds()

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from hepti_mpi.supervisor.kept import Kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+RUNS = "what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ..."
+SERVES = "serve watches its hosts itself: python -m hepti_mpi serve HOSTFILE ..."
 
 
 @click.command(context_settings={"ignore_unknown_options": True})
@@ -42,7 +44,7 @@ def supervise(context: click.Context, hostfile: Path, mpirun: str, arguments: tu
 
     check_alone("supervise", "HOSTFILE -- run")
     if arguments[:1] != ("run",):
-        raise click.UsageError("what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ...")
+        raise click.UsageError(SERVES if arguments[:1] == ("serve",) else RUNS)
     verbs = context.parent.command if context.parent else None
     assert isinstance(verbs, click.Group)
     options = verbs.commands["run"].make_context("run", list(arguments[1:]), parent=context).params

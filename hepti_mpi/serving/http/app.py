@@ -347,7 +347,8 @@ class Api:
         if error.status_code == 404:
             what = f"is not a route of this server; ask {meant(request.url.path, [route.path for route in request.app.routes])}"
         else:
-            what = f"does not take {request.method}; it takes {(error.headers or {}).get('Allow', 'another way to ask')}"
+            methods = sorted((error.headers or {}).get("Allow", "").split(", "))  # which come in any order
+            what = f"does not take {request.method}; it takes {' or '.join(methods)}"
         refused = Refused(error.status_code, f"{request.url.path[:100]} {what}")
         return Document(refused.document(), refused.status, error.headers)
 
