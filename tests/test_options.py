@@ -1,6 +1,8 @@
 import click
 import pytest
+from click.testing import CliRunner
 
+from hepti_mpi.commands.main import main
 from hepti_mpi.commands.options import BASELINES, LAYOUT_NAMES, OURS, PIPELINE, SHARES, Boards, Size
 from hepti_mpi.commands.writing import refuse_for_text
 from hepti_mpi.planning import baselines, methods
@@ -64,3 +66,10 @@ def test_what_texts_have_no_use_for_is_refused_also_where_it_is_only_switched_on
     for given in ({"hidden": True}, {"adapt": True}, {"repeat": 2}):
         with pytest.raises(click.UsageError, match=f"generates text, which --{next(iter(given))} is not for yet"):
             refuse_for_text(given)
+
+
+def test_a_second_input_is_not_passed_over():
+    """The first was left unanswered without a word."""
+    for words in (["run"], ["supervise", "hosts.txt", "--", "run"]):
+        got = CliRunner().invoke(main, [*words, "--input", "a.png", "--input", "b.png"])
+        assert got.exit_code == 2 and "--input is given 2 times, and one file or folder is answered: put all into one" in got.output

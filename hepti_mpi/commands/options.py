@@ -69,6 +69,14 @@ class Place(click.Path):
 FILE = Place(path_type=Path)
 
 
+def only(context: click.Context, parameter: click.Parameter, values: tuple[Any, ...]) -> Any:
+    """Return the value of an option that is given once, None where it is not. Click takes the last and says nothing of the others."""
+    if len(values) > 1:
+        raise click.UsageError(f"{parameter.opts[0]} is given {counted(len(values), 'times')}, and one file or folder is answered: "
+                               "put all into one, or run once for each", context)  # fmt: skip
+    return values[0] if values else None
+
+
 class Numbers(click.ParamType):
     """One number per rank, between `least` and `most` and not all 0: 2.5,3.5,6,9."""
 
@@ -152,7 +160,7 @@ def asking_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--field", help=field),
         click.option("--resume", is_flag=True, help=resume),
         click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen."),
-        click.option("--input", "source", type=Place(), help=source),
+        click.option("--input", "source", type=Place(), multiple=True, callback=only, help=source),
     ):
         command = option(command)
     return command
