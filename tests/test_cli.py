@@ -85,6 +85,7 @@ def test_help_has_an_example(name):
     assert "Example" in text and f"python -m hepti_mpi {name}" in text
     for parameter in command.params:
         assert isinstance(parameter, click.Argument) or parameter.help, f"{name}: {parameter.name} has no help"
+    command._help_option = None  # of a test that asked the command alone, which is not called -h there
     assert CliRunner().invoke(main.main, [name, "-h"]).output == text
 
 
@@ -226,6 +227,7 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["bench", "--memory-limit", "much"], "not a size"),
     (["--weights", "x.h5", "run"], "--weights belongs behind the name of its command: main run --weights ..."),
     (["-q", "run"], "-q belongs behind the name of its command: main run -q ..."),
+    (["anser"], "no such command 'anser'; did you mean serve?"), (["generate"], "'generate'; main --help lists the commands"),
     (["--wings", "run"], "No such option '--wings'"),
     (["report"], "Missing argument 'RECORDS'"),
     (["report", "x.jsonl"], "Missing option '--output'"),

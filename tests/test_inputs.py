@@ -200,6 +200,8 @@ def test_a_number_that_json_cannot_write_costs_its_own_line(tmp_path):
     ("x.jsonl", '[\n {"text": "a"},\n {"text": "b"}\n]\n', "x.jsonl is one JSON list; write each of its members into a line", {}),
     ("x.txt", "", "x.txt is empty", {}),
     ("x.txt", "hello\n".encode("utf-16"), "x.txt is UTF-16: save it as UTF-8", {}),
+    ("x.txt", "hi\n".encode("utf-16-be"), "x.txt is UTF-16 without a mark at its beginning: save it as UTF-8", {}),
+    ("x.txt", "Привет, мир\nещё строка\n".encode("utf-16-le"), "x.txt holds no text in UTF-8", {}),
     ("x.txt", "hello\n".encode("utf-32"), "x.txt is UTF-32: save it as UTF-8", {}),
     ("x.txt", b"\x1f\x8b\x08...", "x.txt is compressed with gzip: unpack it", {}),
     ("x.csv", b"PK\x03\x04...", "or a spreadsheet", {}),
@@ -228,7 +230,7 @@ def test_half_a_character_costs_its_line_and_an_id_of_such_is_kept(tmp_path):
 @pytest.mark.parametrize("begin", [b"\xff\xd8\xff\xe0\0\x10JFIF", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff", b"\x7fELF\2\1\1\0\xe0"])
 def test_what_is_no_text_as_a_whole_is_refused_as_a_whole(tmp_path, begin):
     refused(tmp_path, "x.txt", begin + b"\n\nabc\n" * 9, "x.txt holds no text", "the model takes texts: .txt, .jsonl", ".npz")
-    with pytest.raises(InputError, match="standard input holds no text; the model takes texts"):
+    with pytest.raises(InputError, match="standard input holds no text in UTF-8; the model takes texts"):
         read_texts("-", io.BytesIO(begin), Reading())
     assert given(read(tmp_path, "x.txt", "a\0b\nc")) == ["a\0b", "c"]
     assert given(read(tmp_path, "x.txt", b"a\0b\ncaf\xe9\nc\n")) == ["a\0b", "line 2 of x.txt is not UTF-8: byte 4 is 0xe9", "c"]

@@ -111,7 +111,8 @@ def test_what_is_wrong_is_said(sentences, body, status, said):
 
 
 @pytest.mark.parametrize("path, status, said", [
-    ("/v1/chat/completions", 501, "it writes no text"), ("/rerank", 422, "it is no reranker"), ("/classify", 422, "not classes"),
+    ("/v1/chat/completions", 501, "it writes no text"), ("/v1/chat/completions/", 501, "it writes no text"),
+    ("/rerank", 422, "it is no reranker"), ("/classify", 422, "not classes"),
     ("/nowhere", 404, "not a route"), ("/health", 405, "does not take POST; it takes GET"),
     ("/nowhere", 404, "ask one of /v1/embeddings, "), ("/v1/v1/embeddings", 404, "not a route of this server; ask /v1/embeddings"),
     ("/chat/completions", 404, "ask /v1/chat/completions"), ("/v1/tokenize", 404, "ask /tokenize"),

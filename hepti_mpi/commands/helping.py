@@ -87,6 +87,15 @@ class Group(click.Group):
                                        f"{error.option_name} ...", ctx) from None  # fmt: skip
             raise
 
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        if args[0] not in self.commands and not args[0].startswith("-"):
+            from difflib import get_close_matches
+
+            alike = get_close_matches(args[0], [name for name, command in self.commands.items() if not command.hidden])
+            how = f"did you mean {' or '.join(alike)}?" if alike else f"{ctx.command_path} --help lists the commands"
+            raise click.UsageError(f"no such command {args[0]!r:.40}; {how}", ctx)
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         shown = [(name, command) for name, command in sorted(self.commands.items()) if not command.hidden]
         with formatter.section("Commands"):

@@ -115,7 +115,7 @@ def read_text(source: str, stdin: IO[Any] | None, streamed: str) -> tuple[str, s
 def _is_wide(content: bytes) -> bool:
     """Return whether every other byte of the beginning is 0, as of Latin letters in UTF-16."""
     few = content[:BEGIN]
-    return len(few) >= 8 and any(not any(few[at::2]) and any(few[1 - at :: 2]) for at in (0, 1))
+    return len(few) >= 4 and any(not any(few[at::2]) and any(few[1 - at :: 2]) for at in (0, 1))
 
 
 def _check_text(content: bytes, name: str) -> None:
@@ -123,11 +123,8 @@ def _check_text(content: bytes, name: str) -> None:
     begin = content[:BEGIN]
     if b"\0" in begin:
         odd = len(NO_LETTER.findall(begin.decode("utf-8", "surrogateescape")))
-        try:
-            content.decode("utf-8")
-        except UnicodeDecodeError:
-            if odd > max(FEW, len(begin) // PART):
-                raise InputError(f"{name} holds no text; {TAKEN}") from None
+        if odd > max(FEW, len(begin) // PART):  # also of UTF-8: Cyrillic or Greek letters in UTF-16 without a mark are that too
+            raise InputError(f"{name} holds no text in UTF-8; {TAKEN}")
 
 
 def _read_file(path: Path) -> bytes:

@@ -19,7 +19,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from hepti_mpi import __version__
 from hepti_mpi.errors import HeptiError, place_of
@@ -131,7 +131,7 @@ class Api:
         ]  # fmt: skip
         other = {404: self._unknown, 405: self._unknown}
         routes = [*asking, *(self._route(*one) for one in plain)]
-        return Starlette(routes=routes, exception_handlers=other, middleware=shared(self.own.origins))
+        return Starlette(routes=routes, exception_handlers=other, middleware=[*shared(self.own.origins), Middleware(Slashless)])
 
     def _route(self, path: str, work: Callable[[Request], Awaitable[Response]], methods: list[str]) -> Route:
         async def guarded(request: Request) -> Response:
@@ -351,6 +351,17 @@ class Api:
             what = f"does not take {request.method}; it takes {' or '.join(methods)}"
         refused = Refused(error.status_code, f"{request.url.path[:100]} {what}")
         return Document(refused.document(), refused.status, error.headers)
+
+
+class Slashless:
+    """Takes a path with a slash at its end for that without: a redirection is nothing to a client that does not follow it, such as curl."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        await self.app({**scope, "path": path.rstrip("/") or "/"} if path.endswith("/") else scope, receive, send)
 
 
 def meant(path: str, routes: Sequence[str]) -> str:
