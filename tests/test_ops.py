@@ -17,7 +17,7 @@ OPERATIONS = operations(SPEC)
 
 
 def classes():
-    found = [value for value in vars(ops).values() if inspect.isclass(value) and issubclass(value, Op)]
+    found = [value for value in vars(ops).values() if type(value) is type(Op) and issubclass(value, Op)]
     return [kind for kind in found if not inspect.isabstract(kind)]
 
 

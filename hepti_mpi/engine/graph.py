@@ -67,5 +67,7 @@ class Graph:
         return name
 
     def constant(self, name: str, values: np.ndarray) -> str:
+        known = self.initializers.get(name)
+        assert known is None or tuple(known.dims) == values.shape, f"constant {name} is {tuple(known.dims)} and {values.shape}"
         self.initializers[name] = onnx.numpy_helper.from_array(values, name)
         return name

@@ -84,12 +84,12 @@ def timers(spec: ModelSpec, threads: int, used: Mapping[str, float], whole: bool
     attend(mixing, plain, "qkv", "y", plain.heads)
     attention = probe(mixing, ["q", "k", "v", *mixing.indexes], threads)
     norm = Graph()
-    one = norm.constant("one", np.ones(hidden, np.float32))
+    one = norm.constant("ones", np.ones(hidden, np.float32))
     norm.node("LayerNormalization", [norm.node("Add", ["x", norm.node("Add", ["p", one])]), one, one], ["y"], axis=-1)
     elements = probe(norm, ["x", "p"], threads)
     turning = Graph()
     kind = spec.layer(0).mlp.activation
-    activate(turning, kind, "x", None if kind in WITHOUT_BIAS else turning.constant("one", np.ones(hidden, np.float32)), "y")
+    activate(turning, kind, "x", None if kind in WITHOUT_BIAS else turning.constant("ones", np.ones(hidden, np.float32)), "y")
     activations = probe(turning, ["x"], threads)
     casting = Graph()
     casting.node("Cast", ["x"], ["y"], to=TensorProto.FLOAT16)
@@ -170,7 +170,7 @@ def _layers(spec: ModelSpec, threads: int, attention: Attention, used: Mapping[s
     sizes = [(width, hidden)] * 3 + [(hidden, width), (columns, hidden), (hidden, columns)]  # (outputs, inputs)
     weights = sum(outputs * inputs for outputs, inputs in sizes)
     count, chain, value = max(1, min(spec.layers, PROBE_BYTES // (4 * weights))), Graph(threads), "x"
-    one, tile = chain.constant("one", np.ones(hidden, np.float32)), chained(spec)[0].ravel()
+    one, tile = chain.constant("ones", np.ones(hidden, np.float32)), chained(spec)[0].ravel()
 
     def bias(size: int) -> str:
         return chain.constant(f"bias_{size}", np.zeros(size, np.float32))
