@@ -111,7 +111,19 @@ def test_ranks_that_share_all_cores_of_a_host_are_one_in_the_perfect_division():
     whole = single.nodes[0]
     part = replace(whole, threads=1, gemm_seconds_per_weight=tuple(4 * seconds for seconds in whole.gemm_seconds_per_weight), alone=whole)
     shared = replace(made(["pi4"] * 4), nodes=(part,) * 4)
-    assert bound(SPEC, "hash", shared, REQUEST).perfect == pytest.approx(bound(SPEC, "hash", single, REQUEST).perfect)
+    assert bounds.perfect_seconds(SPEC, "hash", shared, REQUEST) == pytest.approx(bounds.perfect_seconds(SPEC, "hash", single, REQUEST))
+
+
+def test_it_is_above_none_of_what_one_host_alone_was_chosen_from():
+    """Ranks that share a host slow each other down by more than prices know: a little sooner by price is not chosen, but in the table."""
+    node = made(["pi4"]).nodes[0]
+    half = replace(node, threads=2, gemm_seconds_per_weight=tuple(1.9 * seconds for seconds in node.gemm_seconds_per_weight), alone=node)
+    shared = replace(made(["pi4", "pi4"], 1e5, 1e-6), nodes=(half, half))
+    decision = choose(SPEC, "hash", shared, REQUEST)
+    least = min(one.price.seconds for one in decision.others)
+    assert len(decision.chosen.plan.active) == 1 and least < decision.chosen.price.seconds
+    found = bound(SPEC, "hash", shared, REQUEST)
+    assert found.perfect <= found.seconds <= least
 
 
 def test_plan_says_it(tmp_path):

@@ -94,7 +94,7 @@ def test_a_slow_link_leaves_all_but_the_fastest_out(speeds):
     (reason,) = left_out(decision)
     assert re.findall(r"rank (\d) on pi\1", reason) == [str(rank) for rank in range(len(speeds)) if rank != fastest]
     why = r" are left out, each because exchanges with it and waiting for it take longer than it saves"
-    found = re.search(rf"{why} \(([\d.]+)(?: to ([\d.]+))? ms with it, ([\d.]+) without\)$", reason)
+    found = re.search(rf"{why} \(([\d.]+)(?: to ([\d.]+))? ms at best with it, ([\d.]+) without\)$", reason)
     assert found and float(found[1]) > float(found[3]) and (not found[2] or float(found[2]) > float(found[1])), reason
 
 
@@ -591,7 +591,7 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
         (sentence,) = more_ranks(decision)
         assert sentence.startswith("more ranks are not sure to be sooner here: rank 0 on a alone, with all cores of its host, takes ")
         (why,) = left_out(decision)
-        with_it, without = (float(found) for found in re.search(r"\(([\d.]+) ms with it, ([\d.]+) without\)", why).groups())
+        with_it, without = (float(found) for found in re.search(r"\(([\d.]+) ms at best with it, ([\d.]+) without\)", why).groups())
         assert f"a plan with it is chosen below {decision.chosen.price.seconds / 2 * 1e3:.1f} ms only" in why
         assert with_it < without and "ranks of one host slow each other down by more than prices know" in why
 

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from clusters import cluster
 
 from hepti_mpi.cluster import profile as profiles
-from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, load, mismatch, scaled
+from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, load, matching, mismatch, scaled
 from hepti_mpi.commands import main
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.models.checkpoints.random import random_model
@@ -98,6 +98,15 @@ def test_one_rank_alone(tmp_path):
 ])  # fmt: skip
 def test_mismatch(nodes, versions, shape, words):
     assert mismatch(PROFILE, nodes, versions, shape) == words
+
+
+def test_the_nearest_entry_is_the_one_that_differs_in_least():
+    """Not the last: of emulated boards where these are there, or of weights in another format where the model is another anyhow."""
+    emulated, less = (replace(PROFILE, versions={**PROFILE.versions, **more}) for more in ({"emulation": "2,3,4"}, {"formats": "q8"}))
+    now = {**VERSIONS, "formats": "q8"}
+    assert matching([PROFILE, emulated], HERE, now, SHAPE)[1].endswith("it was measured with weights in float32, here with weights in q8")
+    assert matching([PROFILE, less], HERE, VERSIONS, (56, 102))[1].endswith("the model has 56 and 102")
+    assert matching([PROFILE, less], HERE, now, SHAPE) == (less, "")
 
 
 def edited(change=None, **fields):

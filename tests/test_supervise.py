@@ -567,6 +567,20 @@ def test_a_finished_output_is_left_as_it_is(tmp_path, capsys):
     assert said == [f"{tmp_path / 'a.jsonl'} is there already: it is replaced when all is answered"]
 
 
+def test_what_was_answered_before_is_not_told_as_of_now(tmp_path, capsys):
+    one, _ = kept(tmp_path)
+    for record in (BEGIN, answers(2), answers(0)):
+        one.heard(record)
+    one.journal.file.close()
+    again, _ = kept(tmp_path, resume=True)
+    for record in (BEGIN, answers(1), DONE_RECORD):
+        again.heard(record)
+    finish(again)
+    *_, summary, document = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"3 texts answered, 2 of them before, in 0.\d\d s; answers in .*a.jsonl", summary), summary
+    assert json.loads(document)["supervised"]["before"] == 2
+
+
 def test_what_was_measured_is_kept_beside_the_hostfile(tmp_path):
     whole, other = cluster((3.0, 2.0, 1.0)), cluster((5.0, 4.0))
     record = {"kind": "measured", "method": "hepti", "spec": {}, "source_hash": "s", "demand": {}}

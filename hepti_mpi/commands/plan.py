@@ -113,7 +113,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         teamed = None if objective == "latency" else objective
         refuse_for_text({"output": output, "scale": scale, "objective": teamed, "boost": options["boost"]})
     else:
-        no_text(said_cache(options))
+        no_text(said_cache(options), spec.name)
     rows, tokens = _sizes(spec, rows, tokens)
     profile = _measured(profile_file or the_profile(), entry, spec) if described.boards is None else described.profile(spec)
     if spec.generates:
@@ -127,7 +127,7 @@ def plan(weights: Path | None, profile_file: Path | None, entry: int | None, out
         return
     decision = methods.decide(method, spec, source_hash, profile, demand)
     seconds = time.perf_counter() - begin
-    possible = bound(spec, source_hash, profile, demand, [decision.chosen.plan])
+    possible = bound(spec, source_hash, profile, demand, [one.plan for one in (decision.chosen, *decision.others)])
     SCREEN.show(records.decision_lines(decision, SCREEN.width) + "\n")
     SCREEN.draw(decision.chosen.plan)
     SCREEN.show("\n" + records.rank_lines(decision, SCREEN.width))

@@ -121,7 +121,7 @@ def run(weights: Path | None, **options: Any) -> None:
     if session.store.spec.generates:
         _generate(session, question, writing, choice, options)
         return
-    no_text(writing.said + said_cache(options))
+    no_text(writing.said + said_cache(options), session.store.spec.name)
     work = _taken_in(session, question, choice, options["tolerance"])
     if work.typical is not None:
         demand = demand_of(work.typical, options, session.world.size, session.keeps)

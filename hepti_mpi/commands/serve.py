@@ -85,7 +85,7 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     if model.spec.generates and options["adapt"]:
         raise click.UsageError("the plan of a model that writes text is kept: leave out --adapt")
     if not model.spec.generates:
-        no_text(said_cache(options))
+        no_text(said_cache(options), model.spec.name)
     hand_on(ERR)
     server.make_room()
     listener = server.listening(host, port)

@@ -103,7 +103,8 @@ def finish(kept: "Kept") -> None:
     if record is not None and kept.already is not None:  # the first host has said that already
         SCREEN.document(record | tally.numbers, always=True)
     elif record is not None:
-        every = {"inputs": tally.inputs, "seconds": float(f"{time.monotonic() - kept.begin:.6g}"), "starts": kept.starts}
+        every: dict[str, float] = {"inputs": tally.inputs, "before": len(kept.before)}
+        every |= {"seconds": float(f"{time.monotonic() - kept.begin:.6g}"), "starts": kept.starts}
         record = record | tally.numbers | {"supervised": every}
         gap = "\n" * (kept.output is None and kept.texts is None)  # behind answers; texts and the plan have one
         SCREEN.show(gap + supervised_lines(record, None if kept.output is None else str(kept.output)))

@@ -107,7 +107,7 @@ def refuse_for_text(options: dict[str, Any]) -> None:
             raise click.UsageError(f"the model generates text, which --{name.replace('_', '-')} is not for yet; leave it out")
 
 
-def no_text(said: Sequence[str]) -> None:
-    """Raise UsageError where options for text were said and the model does not generate any."""
+def no_text(said: Sequence[str], name: str) -> None:
+    """Raise UsageError where options for text were said and the model of that name does not generate any."""
     if said:
-        raise click.UsageError(f"{said[0]} is for models that generate text, which this one does not")
+        raise click.UsageError(f"{said[0]} is for models that generate text, which {name} does not; name the store of one with --weights")

@@ -51,10 +51,11 @@ def bound(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: De
     Raises: CapacityError when nothing fits.
     """
     demand = replace(demand, strategy="auto", layout=None, shares=None)
-    found = choose(spec, source_hash, profile, demand, Freely).chosen
+    found = choose(spec, source_hash, profile, demand, Freely)  # of which one rank may be chosen that is a little later than more
     pricer = Freely(spec, profile, demand.rows, demand.attended)
     allowed = [plan for plan in known if plan.shortest in demand.wires]
-    every = [found.price.seconds, *(pricer.price(make_program(spec, plan), plan).seconds for plan in allowed)]
+    every = [found.chosen.price.seconds, *found.by_ranks.values()]
+    every += [pricer.price(make_program(spec, plan), plan).seconds for plan in allowed]
     perfect = perfect_seconds(spec, source_hash, profile, demand)  # a host alone may have been measured as slower than its ranks
     return Bound(min(every), min(perfect, *every))
 

@@ -48,7 +48,7 @@ def left_out(decision: Decision) -> Iterator[str]:
             alike.setdefault(why, {})[rank] = seconds
     for why, ranks in alike.items():
         times = sorted(seconds for seconds in ranks.values() if seconds is not None)
-        price = f" ({_span(times)} ms with it, {best * 1e3:.1f} without)" if times else ""
+        price = f" ({_span(times)} ms at best with it, {best * 1e3:.1f} without)" if times else ""
         verb = "is left out:" if len(ranks) == 1 else "are left out, each because"
         yield f"{named(list(ranks), plan.hosts)} {verb} {why}{price}"
 

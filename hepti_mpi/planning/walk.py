@@ -99,9 +99,7 @@ class Walk:
         for name in writes:
             self.coming[name] = self.ready[name]
         if self.in_turn or last:
-            before, self.clock = self.clock, np.maximum(self.clock, done)
-            if not self.in_turn:  # what all wait for in the end is the answer's time, nobody's waiting
-                self.handled.append(self.clock - before)
+            self.clock = np.maximum(self.clock, done)
 
     def _round(self, way: Round, begin: np.ndarray, leave: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return when each link has sent, and received, and when each rank has what it takes, round a ring: what came to the right

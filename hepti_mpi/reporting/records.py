@@ -348,7 +348,8 @@ def supervised_lines(record: dict[str, Any], output: str | None) -> str:
     answered = every["inputs"] - record["errors"]
     told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"
     again = f", with {counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
-    return "\n".join([*left_over(record), f"{told} answered in {duration(every['seconds'])}{again}{where}"])
+    before = f", {every['before']} of them before," if every["before"] else ""
+    return "\n".join([*left_over(record), f"{told} answered{before} in {duration(every['seconds'])}{again}{where}"])
 
 
 def _decision_line(item: dict[str, Any]) -> str:
@@ -371,7 +372,8 @@ def emulated(record: Mapping[str, Any]) -> Iterator[str]:
     ranks = record.get("ranks", ())
     if any(item["emulated_board"] is not None for item in ranks):
         late = max(item["late"] for item in ranks)
-        count = f"; {100 * late:.1f} % of the time messages left later than there: this result does not count" * (late > MOST_LATE)
+        mend = "again with nothing else running, or emulate slower boards, such as pi5*3"
+        count = f"; {100 * late:.1f} % of the time messages left later than there: this result does not count; {mend}" * (late > MOST_LATE)
         yield "emulated boards: " + ", ".join(item["emulated_board"] or "-" for item in ranks) + count
 
 

@@ -313,7 +313,8 @@ def _lacking(name: str, reading: Reading, there: Sequence[str], kind: str) -> In
     lacks = next((one for one in reading.named if one not in there), reading.named[0])
     option = "--pair" if lacks == reading.pair else "--field"
     known = ", ".join(shown(key, 60) for key in there[:10]) + ", ..." * (len(there) > 10)
-    return InputError(f"{name} has no {kind} {json.dumps(lacks)[:100]}; it has: {known}; name one of them with {option}")
+    head = ", or put a line of names before the first" * (kind == "column")
+    return InputError(f"{name} has no {kind} {json.dumps(lacks)[:100]}; it has: {known}; name one of them with {option}{head}")
 
 
 def _of_fields(values: Mapping[str, Any], where: str, line: str, reading: Reading, cells: bool = False) -> Item:

@@ -132,7 +132,8 @@ def _wanted(model: Model, fields: Fields, asked: Prompts, most: str, rooms: tupl
     is_chat, prompts, texts = asked
     room, longest = rooms[0], max(map(len, prompts))
     if longest >= room:
-        said = f"the prompt has {counted(longest, 'tokens')}, there is room for {room} with its answer; shorten it"
+        larger = f", or start the service with a larger --context, up to {model.spec.positions}" if room < model.spec.positions else ""
+        said = f"the prompt has {counted(longest, 'tokens')}, there is room for {room} with its answer; shorten it{larger}"
         raise Refused(400, said, "messages" if is_chat else "prompt", "context_length_exceeded")
     count = int(fields.number("n", 1, MOST_ANSWERS, whole=True) or 1)
     if len(prompts) * count > MOST_ANSWERS:
