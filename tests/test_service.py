@@ -568,6 +568,7 @@ def test_who_does_not_wait_for_its_end_is_not_told_that_all_is_answered(folder, 
     own.process.wait(BEGIN_SECONDS)
     link.close()
     assert "all that was asked" not in own.said and "what was still under way is not answered" in own.said and own.ranks() == []
+    assert "what is asked already is answered first; Ctrl-C again ends at once" in own.said
 
 
 def listens(port):

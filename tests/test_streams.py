@@ -356,15 +356,20 @@ def events(port, path, **document):
     return [json.loads(line[6:]) for line in lines[:-1] if line.startswith("data: ")]
 
 
-def test_who_waits_when_there_is_no_time_left_is_told_so(monkeypatch):
+@pytest.mark.parametrize("hurried", [False, True])
+def test_who_waits_when_there_is_no_time_left_is_told_so(monkeypatch, hurried):
+    """Whether time is over, or somebody does not wait for the end: presses Ctrl-C a second time."""
     from hepti_mpi.serving.http import server
 
-    monkeypatch.setattr(server, "DRAIN_SECONDS", 3)
+    monkeypatch.setattr(server, "DRAIN_SECONDS", 120 if hurried else 3)
     with served({"status": "ready", "hosts": [], "starts": 1}, {}, slow=1) as (made, port, rank, whole), ThreadPoolExecutor(2) as pool:
         asked = {"prompt": "zero", "max_tokens": 9}
         alone, stream = (pool.submit(post, port, "/v1/completions", asked | {"stream": streams}) for streams in (False, True))
         time.sleep(0.5)
         made.end()
+        if hurried:
+            time.sleep(0.2)
+            made.server.force_exit = True
         (status, content), (begun, events) = alone.result(60), stream.result(60)
         until(lambda: not rank.generator.busy)
     said = "the service has ended before this was answered; ask again when it is back"

@@ -111,9 +111,14 @@ def run(service: "Service", server: "Server", address: str, model: Any) -> None:
         service.start()
         model.warm_up()
 
+    def ending() -> None:
+        service.front.drain()
+        if not service.front.idle and service.error is None:
+            SCREEN.say("what is asked already is answered first; Ctrl-C again ends at once")
+
     threading.Thread(target=give_up, name="failure", daemon=True).start()
     try:
-        whole = server.run(began, service.front.drain, service.front.leave)
+        whole = server.run(began, ending, service.front.leave)
     finally:
         service.stop()
     if service.error is not None:

@@ -10,6 +10,7 @@ import os
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -85,7 +86,7 @@ class Server:
 
     def run(self, began: Callable[[], object], ending: Callable[[], object], late: Callable[[], object]) -> bool:
         """Serve until a signal or `end`; then answer what is asked already, and tell whether there was time for all of it. `began`,
-        `ending`: called at both ends of it; `late`: where there was none, to tell who waits still."""
+        `ending`: called at both ends of it; `late`: where there was none, or a second signal, to tell who waits still."""
         previous = {number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)}
         # uvicorn raises again what it has caught, for whoever listened before: nobody
         hangup = signal.signal(signal.SIGHUP, lambda *_: self.end())
@@ -112,6 +113,11 @@ class Server:
         began()
         await self.server.serve(sockets=[self.listener])
         telling.cancel()
+        if self.server.force_exit:  # somebody does not wait for what is under way: who asked for it is told
+            late()
+            until = time.monotonic() + LAST_SECONDS
+            while self.server.server_state.connections and time.monotonic() < until:
+                await asyncio.sleep(0.02)
         return whole and not self.server.force_exit
 
     def end(self) -> None:
