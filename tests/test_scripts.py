@@ -3,6 +3,7 @@
 import os
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,18 @@ def test_a_job_in_a_folder_with_a_blank_names_its_mpirun_whole(checkout, script)
 def test_an_environment_of_nothing_is_refused(words, said):
     done = subprocess.run(["bash", str(JOBS / "make-venv.sh"), *words], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith(f"error: {said}") and done.stderr.count("\n") == 1
+
+
+def test_an_interpreter_that_an_environment_has_not_is_refused(tmp_path):
+    """The one that is there was taken without a word."""
+    (tmp_path / "jobs").mkdir()
+    (tmp_path / "jobs" / "make-venv.sh").write_text((JOBS / "make-venv.sh").read_text())
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", tmp_path / ".venv"], check=True)
+    command = ["bash", str(tmp_path / "jobs" / "make-venv.sh"), "mpi"]
+    done = subprocess.run(command, env=os.environ | {"PYTHON": "python3.99"}, capture_output=True, text=True)
+    has = ".".join(map(str, sys.version_info[:3]))
+    said = f"error: PYTHON=python3.99 chooses for a new .venv, and the one here has Python {has}; remove it first: rm -r {tmp_path}/.venv\n"
+    assert (done.returncode, done.stderr) == (1, said)
 
 
 def test_settings_are_not_touched_where_they_are_right(tmp_path):
