@@ -221,6 +221,8 @@ ANY = ("plan", "--profile", "x")  # its usage errors come before its files are l
     (["bench", "--methods", "hepti-boost"], "there is no method 'hepti-boost'"),
     (["bench", "--methods", "megatron-boost-boost"], "there is no method"),
     (["bench", "--methods", ""], "there is no method ''"),
+    (["run", "--field", ""], "--field': it is empty: name one, or leave the option out"), (["run", "--pair", " "], "it is empty"),
+    (["bench", "--cluster", ""], "it is empty"),
     (["bench", "--methods", "hepti,,tensor"], "there is no method ''"),
     (["bench", "--rows", "0"], "is no number of rows from 1 to"),
     (["bench", "--repeat", "0"], "not in the range"),

@@ -16,6 +16,7 @@ from hepti_mpi.commands.options import (
     FORMATS,
     ROWS,
     Machinery,
+    Name,
     Size,
     cache_option,
     check_positions,
@@ -87,7 +88,7 @@ USUAL = "hepti,hepti-float16,hepti-int8,tensor,hybrid,sequence,megatron,voltage,
               "accuracy. STORE-FORMAT.h5 beside it is used, and made where it is not there.")
 @click.option("--repeat", type=click.IntRange(1, 1_000_000), default=7, show_default=True, help="Requests per method, in turns.")
 @click.option("--output", type=FILE, help="Append all samples to this file, for the report command.")
-@click.option("--cluster", default="", help="Name of the cluster in the records; left out: the hostfile's.")
+@click.option("--cluster", type=Name(), help="Name of the cluster in the records; left out: the hostfile's.")
 @click.option("--profile", "profile_file", type=FILE, help="Use this profile; an error when it does not match.")
 @click.option("--fresh", is_flag=True, help="Measure the cluster even when the saved profile still matches.")
 @click.option("--memory-limit", type=Size(), help="Memory of a rank for weights and activations, such as 500M; a list gives one per rank.")

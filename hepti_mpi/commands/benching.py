@@ -38,7 +38,7 @@ class Choice:
     rows: tuple[OneSize, ...]
     repeat: int
     output: Path | None
-    cluster: str
+    cluster: str | None
     profile_file: Path | None
     fresh: bool
     memory_limit: tuple[int, ...] | None

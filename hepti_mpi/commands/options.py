@@ -77,6 +77,17 @@ def only(context: click.Context, parameter: click.Parameter, values: tuple[Any, 
     return values[0] if values else None
 
 
+class Name(click.ParamType):
+    """A word with something in it: what a script's variable left empty is not taken for left out."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if not str(value).strip():
+            self.fail("it is empty: name one, or leave the option out", param, ctx)
+        return str(value)
+
+
 class Numbers(click.ParamType):
     """One number per rank, between `least` and `most` and not all 0: 2.5,3.5,6,9."""
 
@@ -156,8 +167,8 @@ def asking_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--repeat", type=click.IntRange(1, 1_000_000), default=1, show_default=True, help=repeat),
         click.option("--hidden", is_flag=True, help="Also write last_hidden_state, all rows of it, into a .npz output."),
         click.option("--strict", is_flag=True, help="End at the first input that cannot be answered, and write nothing."),
-        click.option("--pair", help="Where the text is that each text is paired with, in .jsonl, .csv or .tsv."),
-        click.option("--field", help=field),
+        click.option("--pair", type=Name(), help="Where the text is that each text is paired with, in .jsonl, .csv or .tsv."),
+        click.option("--field", type=Name(), help=field),
         click.option("--resume", is_flag=True, help=resume),
         click.option("--output", type=FILE, help="Answers as .jsonl or .npz; left out: on the screen."),
         click.option("--input", "source", type=Place(), multiple=True, callback=only, help=source),
