@@ -126,7 +126,8 @@ def test_the_first_stream_loads_no_library():
             sent.append((message["type"], message.get("body")))
 
         sent, ended = [], []
-        conversation = SimpleNamespace(stream=stream, close=lambda: None, queued_seconds=0.0, status=200)
+        choices = SimpleNamespace(wanted=SimpleNamespace(headers={}))
+        conversation = SimpleNamespace(stream=stream, close=lambda: None, queued_seconds=0.0, status=200, choices=choices)
         growing = Growing(conversation, lambda seconds: None)
         growing.ended = ended.append
         asyncio.run(growing({"type": "http", "asgi": {"spec_version": "2.3"}}, waiting, send))
