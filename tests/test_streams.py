@@ -714,7 +714,7 @@ def test_a_program_goes_on_with_texts(port, own):
 
 
 @pytest.mark.parametrize("status, headers, error, said", [
-    (502, {}, ServiceError, "says 502 Bad Gateway"), (413, {}, InputError, "says 413 Request Entity Too Large"),
+    (502, {}, ServiceError, "says 502 Bad Gateway"), (413, {}, InputError, f"says 413 {http.HTTPStatus(413).phrase}"),
     (503, {"Retry-After": "Sat, 28 Nov 2026 10:00:00 GMT"}, NotReady, "says 503 Service Unavailable"),
     (200, {}, ServiceError, "gives no JSON: it is no service of hepti_mpi"),
 ])  # fmt: skip
