@@ -87,7 +87,8 @@ def test_what_is_possible_is_told(samples):
 def test_a_method_whose_messages_left_later_than_from_its_boards_does_not_count(samples):
     assert "does not count" not in table_of(samples)
     late = samples | {"megatron": replace(samples["megatron"], late_part=0.034)}
-    assert "megatron does not count: 3.4 % of its time messages left later than from its boards" in table_of(late).splitlines()
+    assert table_of(late).splitlines()[-2:] == ["megatron does not count: 3.4 % of its time messages left later than from its boards",
+                                                "measure again with nothing else running, or emulate slower boards, such as pi5*3"]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -211,6 +211,12 @@ def test_what_holds_no_texts(tmp_path, name, content, words, how):
     refused(tmp_path, name, content, words, **how)
 
 
+@pytest.mark.parametrize("name, content", [("x.csv", "ID,Text\n7,hello\n"), ("x.jsonl", '{"ID": "7", "Text": "hello"}\n')])
+def test_what_spreadsheets_call_an_id_is_one(tmp_path, name, content):
+    (item,) = read(tmp_path, name, content, field="Text")
+    assert (item.text, item.id) == ("hello", "7")
+
+
 def test_a_folder_is_no_text(tmp_path):
     (tmp_path / "x.txt").mkdir()
     with pytest.raises(InputError, match="x.txt is a folder; the model takes texts"):

@@ -265,8 +265,8 @@ def _table(text: str, name: str, delimiter: str, reading: Reading) -> Iterator[I
                 wrong = f"{where} has {len(row)} columns, the first line names {len(head)}; {quote}"
             values = dict(zip(head, row))
             if wrong:
-                sure = len(row) <= len(head) and not bad_byte(values.get(ID, ""), where)  # else cells stand in columns of others
-                yield Item(where, shown(whole, SHOWN), id=values.get(ID) if sure else None, error=wrong)
+                sure = len(row) <= len(head) and not bad_byte(_id(values) or "", where)  # else cells stand in columns of others
+                yield Item(where, shown(whole, SHOWN), id=_id(values) if sure else None, error=wrong)
             else:
                 yield _of_fields(values, where, whole, reading, cells=True)
 
@@ -337,4 +337,9 @@ def _of_fields(values: Mapping[str, Any], where: str, line: str, reading: Readin
         texts.append(value if isinstance(value, str) else "")
     if wrong and not (all(isinstance(value, str) for _, value in wanted) and any(text.strip() for text in texts)):
         texts = [shown(line, SHOWN)]
-    return Item(where, texts[0], texts[1] if len(texts) == 2 else None, values.get(ID), wrong)
+    return Item(where, texts[0], texts[1] if len(texts) == 2 else None, _id(values), wrong)
+
+
+def _id(values: Mapping[str, Any]) -> Any:
+    """Return what an input is called, also where that is in "ID", as spreadsheets write it; None where it has no name."""
+    return next((values[name] for name in (ID, "ID", "Id") if name in values), None)
