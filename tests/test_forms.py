@@ -49,7 +49,7 @@ PERSON = {
                    "kind": {"enum": ["cat", "dog"]}},
 }  # fmt: skip
 NUMBERS = {"type": "array", "items": {"type": "boolean"}, "minItems": 2, "maxItems": 4}
-SPEC = SimpleNamespace(name="toy", numbers=lambda by: WORDS)
+SPEC = SimpleNamespace(name="toy", positions=1000, numbers=lambda by: WORDS)
 SERVED = SimpleNamespace(spec=SPEC, tokens=TOKENS, template=ChatTemplate("{% if tools %}{% endif %}{{ messages[0].content }}", {}))
 SERVED.calls_tools, SERVED.calls_plainly, SERVED.call_form = True, False, ("<tool_call>\n", "arguments", False)
 SERVED.check_writes = lambda: None
@@ -345,7 +345,8 @@ def test_what_else_is_said_of_tools():
     ({"modalities": ["text", "audio"]}, 422, "answers are text", "modalities"),
     ({"modalities": 3}, 422, "modalities is a number", "modalities"), ({"reasoning_effort": 3}, 422, "expected text", "reasoning_effort"),
     ({"parallel_tool_calls": "no"}, 422, "expected true or false", "parallel_tool_calls"),
-    ({"messages": [{"role": "user", "content": "a" * 400}]}, 400, "there is room for 400", "messages"),
+    ({"messages": [{"role": "user", "content": "a" * 400}]}, 400, "or start the service with a larger --context, up to 1000",
+     "messages"),
 ])  # fmt: skip
 def test_what_a_demanded_call_is_refused_for(more, status, why, param):
     with pytest.raises(Refused, match=why) as caught:
