@@ -15,6 +15,7 @@ from hepti_mpi.cluster.speeds import Speeds, Timed, fitted, laying_out, together
 from hepti_mpi.engine import measuring
 from hepti_mpi.engine.alone import last_hidden_state
 from hepti_mpi.engine.caching import ALL_KEYS, ALL_ROWS, KEYS, ROWS, attention_chain
+from hepti_mpi.engine.graph import Graph
 from hepti_mpi.engine.sessions import bound
 from hepti_mpi.engine.timing import Behind, Timers, timers
 from hepti_mpi.models.attention import mixed
@@ -297,3 +298,12 @@ def test_rows_are_scaled_alike_inside_a_product_and_behind_it(tmp_path):
     with Store(path) as store:
         one, several = (last_hidden_state(store, rows, (4, 5), threads) for threads in (1, 2))
     np.testing.assert_array_equal(one, several)
+
+
+def test_a_constant_takes_the_place_of_no_other():
+    """A chain that is timed had two by one name: what came first was lost, and an older ONNX Runtime refused what was left."""
+    graph = Graph()
+    graph.constant("one", np.ones(3, np.float32))
+    assert graph.constant("one", np.ones(3, np.float32)) == "one"  # layers name what they share
+    with pytest.raises(AssertionError, match="constant one is"):
+        graph.constant("one", np.array(1, np.float32))

@@ -316,10 +316,10 @@ def matching(
         reason = mismatch(profile, nodes, versions, shape)
         if reason is None:
             return profile, ""
-        boards = profile.versions.get(EMULATION) != versions.get(EMULATION)
-        formats = profile.versions.get(FORMATS) != versions.get(FORMATS)
-        reasons.append((len(profile.nodes) != len(nodes), boards, profile.shape != shape, formats, reason))
-    nearest = min(reasons, key=lambda item: item[:4])[4]
+        boards, formats = (profile.versions.get(name) != versions.get(name) for name in (EMULATION, FORMATS))
+        differs = len(profile.nodes) != len(nodes), boards, profile.shape != shape, formats  # most of all first
+        reasons.append((differs, reason))
+    _, nearest = min(reasons, key=lambda item: item[0])
     return None, nearest if len(reasons) == 1 else f"of its {len(reasons)} entries the nearest is of another job: {nearest}"
 
 

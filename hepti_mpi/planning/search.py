@@ -72,8 +72,10 @@ def _chosen(
         decision = search("mapped").decide()
     chosen = packed.eased(decision.chosen)
     ranks = ", ".join(str(rank) for rank, mode in enumerate(chosen.plan.weights_mode) if mode == "mapped")
-    note = f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower, and far slower"
-    note += " than told where they do not stay in memory; fewer bits (slice --format q8 or q4), or more memory, avoid that"
+    note = (
+        f"no packed plan fits into memory: weights of rank {ranks} are paged in from the file while computing: slower, and far slower "
+        "than told where they do not stay in memory; fewer bits (slice --format q8 or q4), or more memory, avoid that"
+    )
     return replace(decision, chosen=chosen, notes=(*decision.notes, note))
 
 
