@@ -95,7 +95,7 @@ def test_every_record_says_which_boards_were_pretended_and_whether_this_machine_
     facts = [{"host": "pi", "threads": 1, "emulated_board": board, "overruns": 0.5, "late_seconds": late, "weight_bytes": 1,
               "peak_resident_bytes": 2} for board, late in (("pi4", 0.01), ("2.5", 0.1))]  # fmt: skip
     told = {"emulated_board": "2.5", "overruns": 0.5, "late": 0.05}
-    answer = SimpleNamespace(prompt=[1], tokens=[2, 3], submitted=0.0, first_token=1.0, ended=2.0, made=0)
+    answer = SimpleNamespace(prompt=[1], tokens=[2, 3], submitted=0.0, first_token=1.0, ended=2.0, made=0, finish_reason="stop")
     text = generation.generation_record(SPEC, [answer], 2.0) | generation.ranks_record(whole, {}, facts, (), 2.0)
     work = {"batches": 1, "requests": 1, "rows": 8, "seconds": 2.0, "predicted_rows_per_second": 5.0}
     team = teams.teams_record(SPEC, whole, [work], facts, 2.0, 2.0, {}, None)
@@ -165,9 +165,24 @@ def test_texts_name_every_rank_and_candidate():
 
 def test_numbers_of_a_long_job_are_no_powers_of_ten():
     text = {"completion_tokens": 4321000, "requests": 9, "seconds": 2500.0, "tokens_per_second": 1234.5, "ttft_seconds": 1000.0}
-    said = generation.generation_lines(text | {"all_tokens_per_second": 1728.4, "strategy": "single", "ranks": []})
+    said = generation.generation_lines(text | {"cut_off": 0, "all_tokens_per_second": 1728.4, "strategy": "single", "ranks": []})
     assert said.endswith("in 41 min 40 s by single: the first token after 16 min 40 s, then 1,234 a second; 1,728 a second of all together")
     assert "links of 400000 Mbit/s and 1000000 us" in inspection.board_lines(["pi4"], 400_000, 1e6)
+
+
+@pytest.mark.parametrize("ends, said", [
+    (["length"], "the answer was cut off; it may be longer by --max-tokens and --context"),
+    (["length", "stop", "length"], "2 of 3 answers were cut off; they may be longer by --max-tokens and --context"),
+    (["stop", "cancelled"], None),
+])  # fmt: skip
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_answers_that_ended_for_their_length_are_counted(ends, said, tokens):
+    each = {"prompt": [1], "tokens": [2] * tokens, "submitted": 0.0, "first_token": 1.0, "ended": 2.0, "made": 0}
+    answers = [SimpleNamespace(**each, finish_reason=end) for end in ends]
+    record = generation.generation_record(SPEC, answers, 2.0)
+    assert record["cut_off"] == ends.count("length")
+    lines = generation.generation_lines(record).splitlines()
+    assert (said in lines) if said else "cut off" not in "".join(lines)
 
 
 def test_times_of_weights_that_are_paged_in_say_what_they_lack():

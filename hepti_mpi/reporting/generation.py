@@ -17,10 +17,12 @@ from hepti_mpi.wording import counted
 
 
 class Timed(Protocol):
-    """An answer: its tokens, of which a job before this one `made` the first, and by the clock when it was asked for, began and ended."""
+    """An answer: its tokens, of which a job before this one `made` the first, why it ended ("length": at the tokens that it may have), and
+    by the clock when it was asked for, began and ended."""
 
     prompt: list[int]
     tokens: list[int]
+    finish_reason: str | None
     submitted: float
     first_token: float
     ended: float
@@ -31,10 +33,12 @@ def generation_record(spec: ModelSpec, answers: Sequence[Timed], seconds: float)
     """Return the JSON document of a run that generated text, format hepti-run.
 
     Tokens that a job before this one made do not count. `ttft_seconds`: from asking to the first token; `tokens_per_second`: of one answer
-    behind its first token; both medians over answers; `all_tokens_per_second`: of all answers together.
+    behind its first token; both medians over answers; `all_tokens_per_second`: of all answers together; `cut_off`: answers that would have
+    gone on.
     """
     document: dict[str, Any] = {"format": RUN_FORMAT, "format_version": RUN_VERSION, "kind": "generation", "model": spec.name}
     document |= {"family": spec.family, "requests": len(answers), "seconds": _short(seconds)}
+    document["cut_off"] = sum(one.finish_reason == "length" for one in answers)
     answers = [one for one in answers if len(one.tokens) > one.made]
     grown = [one for one in answers if len(one.tokens) - one.made > 1 and one.ended > one.first_token]
     rates = [(len(one.tokens) - one.made - 1) / (one.ended - one.first_token) for one in grown]
@@ -166,12 +170,13 @@ def generation_lines(document: Mapping[str, Any]) -> str:
     """Return what people read of it."""
     made = counted(document["completion_tokens"], "tokens")
     head, boards = f"{counted(document['requests'], 'answers')}, {made} in {duration(document['seconds'])}", list(emulated(document))
+    cut = [_cut_off(document)] if document["cut_off"] else []
     if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
-        return "\n".join([*boards, head])
+        return "\n".join([*boards, head, *cut])
     each = f"the first token after {duration(document['ttft_seconds'])}, then {rate(document['tokens_per_second'])} a second"
     teams = document.get("teams", ())
     who = counted(len(teams), "teams") if teams else document.get("strategy")
-    lines = [*boards, f"{head} by {who}: {each}; {rate(document['all_tokens_per_second'])} a second of all together"]
+    lines = [*boards, f"{head} by {who}: {each}; {rate(document['all_tokens_per_second'])} a second of all together", *cut]
     for team in teams:
         ranks = " and ".join(f"rank {rank}" for rank in team["members"])
         lines.append(f"{ranks}: {counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}")
@@ -179,6 +184,13 @@ def generation_lines(document: Mapping[str, Any]) -> str:
     if short != WIRES[0]:
         lines.append(f"{short} on the wire{where}: probabilities of words differ from the exact ones by up to {document['wire_error']:.2g}")
     return "\n".join(lines)
+
+
+def _cut_off(document: Mapping[str, Any]) -> str:
+    """Return how many answers would have gone on, and what to do about it."""
+    count, every = document["cut_off"], document["requests"]
+    said = "the answer was cut off; it" if every == 1 else f"{count} of {every} answers were cut off; they"
+    return f"{said} may be longer by --max-tokens and --context"
 
 
 def _median(values: Sequence[float]) -> float | None:
