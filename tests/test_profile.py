@@ -1,8 +1,10 @@
 import json
 import math
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -218,6 +220,17 @@ def test_a_file_of_one_profile_is_still_read(tmp_path):
     assert profiles.load_all(path) == [two]
 
 
+def test_each_entry_of_a_file_keeps_its_date(tmp_path):
+    """The file's own date, which is that of its newest entry, was told of all."""
+    path = tmp_path / "p.json"
+    replace(cluster((4,)), date="2026-01-01 10:00 UTC").save(path)
+    replace(cluster((4, 3)), date="2026-01-02 10:00 UTC").save(path)
+    assert [one.date[:10] for one in profiles.load_all(path)] == ["2026-01-01", "2026-01-02"]
+    assert cluster((4,)) == profiles.load_all(path)[0], "when it was measured is no part of what was"
+    old = {key: value for key, value in cluster((4,)).to_json().items() if key != "date"}
+    assert profiles.from_json(old).date == ""
+
+
 def test_jobs_that_measure_at_once_lose_nothing(tmp_path):
     path = tmp_path / "p.json"
     with ThreadPoolExecutor(8) as pool:
@@ -231,4 +244,7 @@ def test_a_profile_that_was_not_measured_again_says_of_when_it_is(monkeypatch, t
     words = ["profile", "--weights", "tiny.h5", "--threads", "1", "--output", "p.json", "--emulate", "pi4"]
     first, second, third = (CliRunner().invoke(main.main, [*words, *more]) for more in ([], [], ["--fresh"]))
     assert first.output.splitlines()[-1].startswith("p.json (") and third.output.splitlines()[-1].startswith("p.json (")
-    assert re.search(r"\np\.json, as it was on 20\d\d-.*, since it still matches; --fresh measures again\n$", second.output)
+    kept = json.loads(Path("p.json").read_text())
+    assert kept["profiles"][0]["date"].endswith(" UTC")
+    os.utime("p.json", (0, 0))  # the file's own date is not the entry's
+    assert re.search(r"\np\.json, as it was measured on 20\d\d-.* UTC, since it still matches; --fresh measures again\n$", second.output)

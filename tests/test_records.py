@@ -248,6 +248,20 @@ def test_an_input_is_cut_on_a_screen_only():
     assert len(records.answer_line(record, 100)) == 100 and "…': embedding [0.5" in records.answer_line(record, 100)
 
 
+@pytest.mark.parametrize("text", [
+    "今天天气很好，我们去公园散步吧" * 3, "👍" * 60, "well 👍 done " * 9, "👨\u200d👩\u200d👧" * 20, "e\u0301" * 90,
+])  # fmt: skip
+@pytest.mark.parametrize("width", [60, 80, 81])
+def test_letters_that_take_two_columns_count_twice(text, width):
+    record = {"id": "七", "input": text, "embedding": [-0.25] * 384}
+    assert width - 1 <= tables.columns(records.answer_line(record, width)) <= width or text.startswith("👨")
+    assert tables.columns(records.answer_line(record, width)) <= width
+    lines = tables.folded(" ".join([text[:20]] * 9), width).splitlines()
+    assert len(lines) > 1 and max(map(tables.columns, lines)) <= width and "\1" not in "".join(lines)
+    shown = tables.table(("", "ms"), [(text[:9], "1"), ("abc", "22")]).splitlines()
+    assert len(set(map(tables.columns, shown))) == 1 and all(line.endswith(("ms", " 1", "22")) for line in shown)
+
+
 def test_what_is_left_out_is_told():
     decision = choose(SPEC, "hash", cluster((9, 9, 0.01)), Demand(97, shares=(1, 1, 0)))
     assert "left out" in records.plan_lines(decision.chosen.plan).splitlines()[-1]

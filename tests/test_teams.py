@@ -65,6 +65,7 @@ def test_memory_decides_where_it_is_short():
 def test_a_board_that_is_too_small_joins_another_and_is_not_left_over():
     found = arranged((32, 22, 9), memory=[2 * GIB, 2 * GIB, 18 * LAYER])
     assert sorted(rank for team in members(found) for rank in team) == [0, 1, 2] and len(found.choices) == 2
+    assert "ms; the whole model does not fit on rank 2 on pi2\n" in arrangement_lines(found, 128, ["pi0", "pi1", "pi2"])
 
 
 def test_five_boards_of_which_two_hold_a_model_make_two_teams():
@@ -133,7 +134,9 @@ def test_each_thread_of_a_rank_alone_answers_batches_of_its_own():
     assert found.predicted(SPEC, 0, {(128, 32, 4): 1}) == pytest.approx(128 / found.choices[0].seconds, rel=0.01)
     placements.check(found.placement, SPEC, "x", 2)
     said = ["rank 0 on pi0: alone, 4 batches at once", "rank 1 on pi1: alone, 4 batches at once"]
-    assert duties(found.placement, ["pi0", "pi1"]) == said and arrangement_lines(found, 128, ["pi0", "pi1"]).count("4 batches at once") == 2
+    lines = arrangement_lines(found, 128, ["pi0", "pi1"])
+    assert duties(found.placement, ["pi0", "pi1"]) == said and lines.count("4 batches at once") == 2
+    assert f"one batch at a time takes rank 0 {1e3 * found.alone[0]:.1f} ms, rank 1 {1e3 * found.alone[1]:.1f} ms\n" in lines
     assert placements.from_json(found.placement.to_json()) == found.placement
 
 

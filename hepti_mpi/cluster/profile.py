@@ -7,7 +7,7 @@ import fcntl
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,7 @@ class ClusterProfile:
     `exchange_seconds`: what our own exchange of next to nothing between all ranks takes, with the way in which a rank waits.
     `start_seconds`, `start_seconds_per_byte`: what a rank is busy with when it starts an exchange: calls, and copies into the system.
     `versions`: of the libraries that decide speed, and formats of weights; `shape`: (hidden, ffn) of the model whose shapes were measured.
+    `date`: when that was, as it is recorded; empty where nobody noted it.
     """
 
     nodes: tuple[NodeProfile, ...]
@@ -118,6 +119,7 @@ class ClusterProfile:
     start_seconds: float = 0.0
     start_seconds_per_byte: float = 0.0
     edges: Edges = Edges()
+    date: str = field(default="", compare=False)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -338,7 +340,7 @@ def from_json(data: dict[str, Any]) -> ClusterProfile:
     edges = Edges(**{key: _between(data["edges"][key], 0, 1e6) for key in ("element", "mac", "request", "batch")})
     return ClusterProfile(
         tuple(nodes), versions=dict(data["versions"]), shape=(hidden, ffn), exchange_seconds=exchange, start_seconds=start,
-        start_seconds_per_byte=per_byte, edges=edges, **links,
+        start_seconds_per_byte=per_byte, edges=edges, date=str(data.get("date", "")), **links,
     )  # fmt: skip
 
 

@@ -73,7 +73,8 @@ def subject(session: "Session", choice: Choice, path: Path, name: str | None, fo
 
     machine, given = session.machine, InFormat("", session.store, 0, None)
     found = given if name is None else in_format(machine, session.store, name, session.tell, folder)
-    known = measured_profile(machine, found.store.spec, path, choice.fresh, choice.profile_file is not None, session.tell)
+    with meanwhile("measuring", shown=session.root):
+        known = measured_profile(machine, found.store.spec, path, choice.fresh, choice.profile_file is not None, session.tell)
     if choice.phase != "decode":  # a request begins with its embedding and ends with the last hidden state
         known = replace(known, edges=Edges())
     return Subject(found, known, Segments(found.store))

@@ -70,18 +70,21 @@ class Meter:
         return f"{self.label}: {self.count(self.done)} of {self.count(self.total)} in {duration(passed)}, about {left} left"
 
     def _draw(self) -> None:
+        from hepti_mpi.reporting.tables import columns, shortened
+
         with self.lock:
             if self.ended.is_set() or terminal.goes_on(ERR):
                 return
             self.is_drawn, self.drawn = True, time.monotonic()
-            text = self.words()
-            room = terminal.console(ERR).width - len(text) - 3
+            width = terminal.console(ERR).width
+            text = shortened(self.words(), width - 1)
+            room = width - columns(text) - 3
             if self.total and room >= NARROWEST_BAR:
                 bar = min(room, WIDEST_BAR)
                 full = bar * min(self.done, self.total) // self.total
                 text += "  " + "━" * full + "╌" * (bar - full)
             # the cursor stays in front: what another rank prints begins where this line does
-            terminal.draw(CLEAR + text[: terminal.console(ERR).width - 1] + "\r")
+            terminal.draw(CLEAR + text + "\r")
 
 
 METERS: list[Meter] = []  # what is drawn now

@@ -46,13 +46,14 @@ def profile(weights: Path | None, output: Path | None, fresh: bool, describe: st
     _check_place(session, output)
     path = output or profile_path()
     begin, before = time.perf_counter(), _written(path)
-    measured = session.measured(path, fresh, required=False, must_keep=True)
+    with meanwhile("measuring", shown=session.root):
+        measured = session.measured(path, fresh, required=False, must_keep=True)
     if session.root:
         SCREEN.show(profile_lines(measured, SCREEN.width))
         SCREEN.document(measured.to_json())
         if before is not None and _written(path) == before:
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(before / 1e9))
-            SCREEN.show(f"{path}, as it was on {when}, since it still matches; --fresh measures again")
+            when = f"on {measured.date}" if measured.date else "before"
+            SCREEN.show(f"{path}, as it was measured {when}, since it still matches; --fresh measures again")
         else:
             SCREEN.show(f"{path} ({time.perf_counter() - begin:.1f} s)")
 

@@ -239,7 +239,11 @@ class Flow:
     def end(self) -> str:
         """Return the word that waits."""
         word, self.word = self.word, ""
-        return self._placed(word, len(word)) if word else ""
+        if not word:
+            return ""
+        from hepti_mpi.reporting.tables import columns
+
+        return self._placed(word, columns(word))
 
     def _placed(self, word: str, size: int) -> str:
         assert self.width is not None

@@ -9,7 +9,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
@@ -173,8 +173,8 @@ def measured_profile(
         rank = int(np.argmax(ratios))
         told = f"rank {rank} on {nodes[rank][0]} is {ratios[rank]:.1f} times as fast as in profile {path}"
         say(f"{told}: it had other work when that was measured")
-    say(f"measuring {counted(world.size, 'ranks')}, which takes a few seconds")
-    profile = _measured(machine, spec, world.from_root(using))
+    say(f"measuring {counted(world.size, 'ranks')}")
+    profile = replace(_measured(machine, spec, world.from_root(using)), date=made()["date"])
     with together(world):
         if world.rank == 0 and path is not None:
             try:

@@ -37,7 +37,7 @@ PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 def measured(
     world: Comm, exchanges: Exchanges, emulation: Emulation, cores: Cores, spec: ModelSpec, versions: dict[str, str]
 ) -> ClusterProfile:  # fmt: skip
-    """Return the profile of all ranks, the same on every rank. Collective; takes a few seconds."""
+    """Return the profile of all ranks, the same on every rank. Collective; takes seconds, or of a large processor half a minute."""
     host = cores.hosts[world.rank]
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     machines = world.gather_all(machine_name())

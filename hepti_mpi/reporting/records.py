@@ -19,7 +19,7 @@ from hepti_mpi.planning.reasons import reasons
 from hepti_mpi.program.plan import Plan, in_words, kind_of
 from hepti_mpi.program.steps import OUTER, Program, Sync
 from hepti_mpi.quantiles import median, quantile
-from hepti_mpi.reporting.tables import duration, milliseconds, rate, shortened, size, table
+from hepti_mpi.reporting.tables import columns, duration, milliseconds, rate, shortened, size, table
 from hepti_mpi.wording import counted
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
@@ -145,11 +145,11 @@ def answer_line(record: dict[str, Any], width: int | None = None) -> str:
     called = f"{record['id']} " if "id" in record else ""
     for count in range(MOST_NUMBERS, 0, -1):
         told = f"{' (cut off)' * record.get('truncated', False)}: {_answered(record, count)}"
-        if width is None or len(called) + SHORTEST_INPUT + len(told) <= width:
+        if width is None or columns(called) + SHORTEST_INPUT + columns(told) <= width:
             break
     asked = repr(record["input"])
-    most = len(asked) if width is None else max(SHORTEST_INPUT, width - len(called) - len(told))
-    if len(asked) > most:
+    most = columns(asked) if width is None else max(SHORTEST_INPUT, width - columns(called) - columns(told))
+    if columns(asked) > most:
         asked = shortened(asked[:-1], most - 1) + asked[-1]  # as a text or a list that ends
     return f"{called}{asked}{told}"
 

@@ -1,4 +1,7 @@
-"""Numbers as people say them, and tables that fit where they are shown. Knows text and widths; does not know what is told."""
+"""Numbers as people say them, and tables that fit where they are shown. Knows text and widths; does not know what is told.
+
+Widths are columns of a screen, of which letters of Chinese, Japanese and Korean and emoji take two.
+"""
 
 import re
 import textwrap
@@ -7,24 +10,38 @@ from collections.abc import Iterable, Iterator, Sequence
 GAP = 2  # characters between columns
 INDENT = 2  # of cells under a name that has a line of its own, and of what goes on in the next line
 TOGETHER = "\0"  # a blank at which no line ends
+WIDER = "\1"  # stands for the second column of what takes two
 COMMAND = re.compile(r"(?:(?<=: )|(?<=^  ))(?:[^\s;]*/)?(?:mpirun|python3?|hepti_mpi|ssh|scp|rsync|bash) (?:'[^']*'|[^;'])*")
 UNIT = re.compile(r"(?<=\d) (?=(?:h|min|s|ms|us|ns|[KMG]?i?B|[MGT]?bit|[MGT]?FLOP|Gop|GHz|%|x)\b|%)")  # the blank in front of it
 WORD = re.compile(r"(?:'[^']*'|\"[^\"]*\"|\S)+")  # of a command
 
 
+def columns(text: str) -> int:
+    """Return how many columns of a screen `text` takes; of emoji that are joined from several the most that terminals draw.
+
+    >>> columns("four"), columns("你好")
+    (4, 4)
+    """
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return max(cell_len(text), sum(map(cell_len, text)))
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], width: int | None = None) -> str:
     """Return a plain table; the first column is text, the others are aligned to the right.
 
-    `width`: characters of the screen. Where all columns are wider together, those to the right go below the others, with the first column
+    `width`: columns of the screen. Where all columns are wider together, those to the right go below the others, with the first column
     again; where the first column is wider than half of it, its cells have lines of their own. No cell is cut or wrapped.
     """
     lines = [list(head), *(list(row) for row in rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    widths = [max(columns(line[column]) for line in lines) for column in range(len(head))]
     if width is None or sum(widths) + GAP * (len(widths) - 1) <= width:
         return "\n".join(_block(lines, widths, range(1, len(widths)), False))
     apart = widths[0] > width // 2
     room = width - (INDENT - GAP if apart else widths[0])
-    return "\n\n".join("\n".join(_block(lines, widths, columns, apart)) for columns in _shared_out(widths, room))
+    return "\n\n".join("\n".join(_block(lines, widths, some, apart)) for some in _shared_out(widths, room))
 
 
 def _shared_out(widths: Sequence[int], room: int) -> list[range]:
@@ -44,11 +61,16 @@ def _shared_out(widths: Sequence[int], room: int) -> list[range]:
     return next(found for most in range(1, room + 1) if len(found := blocks(most)) == fewest) if room > 0 else blocks(room)
 
 
-def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: range, apart: bool) -> Iterator[str]:
+def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], some: range, apart: bool) -> Iterator[str]:
+    """Yield the lines of a table with the first column and `some` of the others."""
+
+    def blanks(line: Sequence[str], column: int) -> str:
+        return " " * (widths[column] - columns(line[column]))
+
     for number, line in enumerate(lines):
-        cells = (" " * GAP).join(line[column].rjust(widths[column]) for column in columns).rstrip()
+        cells = (" " * GAP).join(blanks(line, column) + line[column] for column in some).rstrip()
         if not apart:
-            yield (line[0].ljust(widths[0]) + " " * GAP + cells).rstrip()
+            yield (line[0] + blanks(line, 0) + " " * GAP + cells).rstrip()
             continue
         if number and line[0]:
             yield line[0]
@@ -56,7 +78,7 @@ def _block(lines: Sequence[Sequence[str]], widths: Sequence[int], columns: range
 
 
 def folded(text: str, width: int | None) -> str:
-    """Return `text` with lines of at most `width` characters, broken between words and not before a unit; a longer word is left
+    """Return `text` with lines of at most `width` columns, broken between words and not before a unit; a longer word is left
     whole, and so is a command that stands at the beginning or after a colon, so that it can be copied: it goes on after a backslash.
 
     >>> print(folded("  why:  ranks that cannot connect wait for ever", 30))
@@ -72,7 +94,7 @@ def folded(text: str, width: int | None) -> str:
     """
     lines: list[str] = []
     for line in text.split("\n"):
-        if not width or len(line) <= width:  # a terminal that does not know how wide it is says 0
+        if not width or columns(line) <= width:  # a terminal that does not know how wide it is says 0
             lines.append(line)
             continue
         indent = " " * (len(line) - len(line.lstrip(" ")) + INDENT)
@@ -87,14 +109,16 @@ def folded(text: str, width: int | None) -> str:
 
 def _wrapped(text: str, width: int, first: str, indent: str) -> list[str]:
     text = UNIT.sub(TOGETHER, text.strip() if first else text.rstrip())
+    if not text.isascii():
+        text = "".join(letter + WIDER * (columns(letter) - 1) for letter in text)
     lines = textwrap.wrap(text, width, initial_indent=first, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    return [line.replace(TOGETHER, " ") for line in lines]
+    return [line.replace(TOGETHER, " ").replace(WIDER, "") for line in lines]
 
 
 def _continued(command: str, width: int, indent: str) -> list[str]:
     lines = [indent]
     for word in WORD.findall(command):
-        if lines[-1] != indent and len(lines[-1]) + 1 + len(word) + 2 > width:
+        if lines[-1] != indent and columns(lines[-1]) + 1 + columns(word) + 2 > width:
             lines[-1] += " \\"
             lines.append(indent)
         lines[-1] += word if lines[-1] == indent else f" {word}"
@@ -102,12 +126,19 @@ def _continued(command: str, width: int, indent: str) -> list[str]:
 
 
 def shortened(text: str, most: int) -> str:
-    """Return `text` with at most so many characters.
+    """Return `text` with at most so many columns.
 
-    >>> shortened("a small boat", 8)
-    'a small…'
+    >>> shortened("a small boat", 8), shortened("一条小船", 6)
+    ('a small…', '一条…')
     """
-    return text if len(text) <= most else text[: max(most - 1, 0)] + "…"
+    if columns(text) <= most:
+        return text
+    end = room = max(most - 1, 0)
+    while columns(text[:end]) > room:
+        end -= 1
+    while columns(text[: end + 1]) <= room:  # of letters that take none, such as accents by themselves
+        end += 1
+    return text[:end] + "…"
 
 
 def milliseconds(seconds: float | None) -> str:

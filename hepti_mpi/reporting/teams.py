@@ -133,6 +133,9 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
         lines.append((named(first.team.members, hosts), does, milliseconds(first.seconds), rate(speed)))
     alone = [f"rank {rank} {milliseconds(seconds)} ms" for rank, seconds in found.alone.items()]
     busy = {rank for choice in found.choices for rank in choice.team.members}
+    fits = [f"one batch at a time takes {', '.join(alone)}"] if alone else ["the whole model fits on no rank alone: ranks hold it together"]
+    if alone and (lacking := sorted(busy - found.alone.keys())):
+        fits.append(f"the whole model does not fit on {named(lacking, hosts)}")
     resting = sorted(set(range(len(hosts))) - busy)
     cores = {node.host: node.cores for node in found.profile.nodes} if not found.profile.emulated else {}
     crowded = max(found.others.values(), default=0.0) > found.rate
@@ -141,7 +144,7 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
     crowds = {host: sum(hosts[rank] == host for rank in busy) for host in cores}
     return "\n".join([
         table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),
-        "the whole model fits on: " + (", ".join(alone) if alone else "no rank alone, so ranks hold it together"),
+        "; ".join(fits),
         *([f"at rest: {named(resting, hosts)}, since {sooner}"] if resting else []),
         *(f"{host} has {counted(cores[host], 'cores')}: as many ranks would do there, instead of {crowd}"
           for host, crowd in crowds.items() if crowd > cores[host]),
