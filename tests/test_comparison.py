@@ -99,6 +99,26 @@ def test_the_table_fits_the_screen(samples, width):
     assert max(len(line) for line in text.splitlines() if line.startswith(("method", "hepti", "megatron", "single"))) <= width
 
 
+def test_more_ranks_than_cores_are_told_with_the_methods_that_have_them(samples):
+    assert "take turns" not in table_of(samples)
+    ranks = {name: len(one.part.plan.active) for name, one in samples.items()}
+    assert ranks["megatron"] == 3 and ranks["single"] == 1
+    hosts = samples["megatron"].part.plan.hosts
+    one = replace(found(samples), cores=dict.fromkeys(hosts, 1))
+    assert "take turns" not in comparison.comparison(one, {})
+    crowded = {name: replace(one, part=SimpleNamespace(plan=replace(one.part.plan, hosts=("vm",) * 3), program=one.part.program))
+               for name, one in samples.items()}  # fmt: skip
+    said = comparison.crowded(replace(found(crowded), cores={"vm": 2}))
+    names = [name for name, count in ranks.items() if count > 2]
+    assert said == [f"vm has 2 cores for up to 3 ranks of one method, which take turns: predicted too soon are {', '.join(names)}"]
+
+
+def test_a_large_difference_says_of_what_it_is(samples):
+    assert "made-up rows" not in table_of(samples)
+    large = samples | {"megatron": replace(samples["megatron"], error=4.0)}
+    assert "difference: to the first method's answer to made-up rows" in table_of(large)
+
+
 def test_it_says_how_long_it_took_and_where_the_records_are(samples):
     made = {"date": "2026-11-26 15:40 UTC", "machine": "vm", "ranks": 3, "versions": {}, "seconds": 75.2, "output": "r.jsonl"}
     one = replace(found(samples), made=made)

@@ -15,6 +15,9 @@ from hepti_mpi.reporting.above import Above, Measured, above_bound
 from hepti_mpi.reporting.records import refusals, time_by_batch, too_late
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.tuning.bench import Samples
+from hepti_mpi.wording import counted
+
+EXACT = 1e-2  # a larger difference of answers to made-up rows is not that of another order of sums
 
 FORMAT, FORMAT_VERSION = "hepti-bench", 1
 
@@ -22,7 +25,8 @@ FORMAT, FORMAT_VERSION = "hepti-bench", 1
 @dataclass(frozen=True)
 class Found:
     """What a bench found. `boards`: that the ranks pretended to be; `bounds`: by the type of values on the wire; `made`: when, where, how
-    long in all, and into which file; `above`: by method, where its time above the bound went."""
+    long in all, and into which file; `above`: by method, where its time above the bound went; `cores`: those of each host that is there,
+    by its name."""
 
     model: str
     rows: int
@@ -32,6 +36,7 @@ class Found:
     bounds: Mapping[str, Bound]
     made: Mapping[str, Any] = field(default_factory=dict)
     above: Mapping[str, Above] = field(default_factory=dict)
+    cores: Mapping[str, int] = field(default_factory=dict)
 
     def nearness(self, name: str) -> float:
         """Return the bound of a method's wire over its median: 1 is as soon as any of our layouts could be."""
@@ -125,11 +130,27 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
     for wire, one in found.bounds.items():
         text.append(f"bound, {wire} on the wire: {milliseconds(one.seconds)} ms; nearness is the bound over the median")
     text.append(f"perfect division over all boards: {milliseconds(next(iter(found.bounds.values())).perfect)} ms")
+    if max((sample.error or 0.0) for sample in samples.values()) > EXACT:
+        text.append("difference: to the first method's answer to made-up rows, whose values are larger than a text's")
+    text += crowded(found)
     text += too_late({name: samples[name].late_part for name in names})
     if found.made:
         where = f"; records in {found.made['output']}" if found.made["output"] else ""
         text.append(f"{duration(found.made['seconds'])} in all{where}")
     return "\n".join(text)
+
+
+def crowded(found: Found) -> list[str]:
+    """Return a sentence on each host on which more ranks of a method compute than it has cores: they take turns, which no price knows."""
+    said = []
+    for host, cores in found.cores.items():
+        plans = {name: sample.part.plan for name, sample in found.samples.items()}
+        crowds = {name: sum(plan.hosts[rank] == host for rank in plan.active) for name, plan in plans.items()}
+        names = [name for name, count in crowds.items() if count > cores]
+        if names:
+            ranks = f"up to {max(crowds.values())} ranks of one method, which take turns"
+            said.append(f"{host} has {counted(cores, 'cores')} for {ranks}: predicted too soon are {', '.join(names)}")
+    return said
 
 
 def above_of(sample: Samples, spec: ModelSpec, profile: ClusterProfile, rows: int, bounds: Mapping[str, Bound]) -> Above:
