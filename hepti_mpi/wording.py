@@ -1,4 +1,4 @@
-"""How many of something, in words. Pure: knows plurals, and nothing of what is counted."""
+"""How many or how much of something, in words. Pure: knows plurals and digits, and nothing of what is counted."""
 
 
 def counted(count: int, what: str) -> str:
@@ -12,3 +12,13 @@ def counted(count: int, what: str) -> str:
         end = next((end for end in ends if what.endswith(end)), "s")
         what = what.removesuffix(end) + ends.get(end, "")
     return f"{count} {what}"
+
+
+def beside(value: float, limit: float) -> str:
+    """Return a number in two digits, or in as many as tell that it is above the `limit` that is named beside it.
+
+    >>> beside(0.00504, 0.005), beside(0.00496, 0.005), beside(0.0213, 0.005)
+    ('0.00504', '0.005', '0.021')
+    """
+    texts = (f"{value:.{digits}g}" for digits in range(2, 18))
+    return next((text for text in texts if (float(text) > limit) == (value > limit)), str(value))

@@ -4,6 +4,8 @@ import doctest
 import re
 from pathlib import Path
 
+import pytest
+
 from hepti_mpi import wording
 from hepti_mpi.wording import counted
 
@@ -30,3 +32,10 @@ def test_every_sentence_counts_so():
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if not any(words in line for words in SEVERAL):
                 assert not COUNT.search(line), f"{path.relative_to(ROOT)}:{number} counts by itself"
+
+
+@pytest.mark.parametrize("value", [0.00504, 0.00496, 0.005, 0.0050000000001, 1e-9, 0.7, float("nan"), float("inf")])
+def test_a_number_beside_its_limit_is_not_rounded_across_it(value):
+    """"q8 costs 0.005, more than 0.005" was told, and a mix of 0.005 left out for one of 0.0048."""
+    said = wording.beside(value, 0.005)
+    assert (float(said) > 0.005) == (value > 0.005)

@@ -12,7 +12,7 @@ from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.options import FILE, FORMATS, Place, Within, one_of, words_options
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.weights.places import FIRST_PART, check_new, no_model
-from hepti_mpi.wording import counted
+from hepti_mpi.wording import beside, counted
 
 if TYPE_CHECKING:
     from hepti_mpi.models.checkpoints.modelfiles import ModelFiles
@@ -163,7 +163,8 @@ def _write_fewest(store: Path, model: "ModelFiles", head: str | None, error: flo
     if trial.held_out is not None:
         cost = _tell_cost(store, trial.model, trial.held_out).error
         if cost > error:
-            SCREEN.say(f"on these inputs, by which it was not chosen, it costs {cost:.2g}, more than {error:g}: ask for a smaller --error")
+            said = f"on these inputs, by which it was not chosen, it costs {beside(cost, error)}, more than {error:g}"
+            SCREEN.say(f"{said}: ask for a smaller --error")
 
 
 class _Trial:
@@ -192,7 +193,7 @@ class _Trial:
         if calibration is not None:
             choosing, held_out = calibration.finished()
             self.cost = _cost(self.path, model, choosing).error
-            SCREEN.show(f"{called} costs {self.cost:.2g} on the inputs that the format is chosen by")
+            SCREEN.show(f"{called} costs {beside(self.cost, self.error)} on the inputs that the format is chosen by")
         if not self.cost <= self.error:  # nor where it is no number
             return False
         self.path.replace(self.best)

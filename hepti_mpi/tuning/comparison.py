@@ -148,7 +148,7 @@ def crowded(found: Found) -> list[str]:
         crowds = {name: sum(plan.hosts[rank] == host for rank in plan.active) for name, plan in plans.items()}
         names = [name for name, count in crowds.items() if count > cores]
         if names:
-            ranks = f"up to {max(crowds.values())} ranks of one method, which take turns"
+            ranks = f"up to {counted(max(crowds.values()), 'ranks')} of one method, which take turns"
             said.append(f"{host} has {counted(cores, 'cores')} for {ranks}: predicted too soon are {', '.join(names)}")
     return said
 

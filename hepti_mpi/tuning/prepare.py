@@ -14,6 +14,7 @@ from hepti_mpi.planning.demand import Demand
 from hepti_mpi.program.plan import Wire, in_words
 from hepti_mpi.tuning.wires import within
 from hepti_mpi.weights.store import Store
+from hepti_mpi.wording import beside
 
 
 @dataclass(frozen=True)
@@ -84,4 +85,5 @@ def short_enough(ready: Ready, goal: Goal, say: Say) -> tuple[Ready, Demand]:
 
 def _too_much(wire: Wire, error: float, tolerance: float, used: Wire) -> str:
     (short, where), instead = in_words(wire), "".join(in_words(used))
-    return f"{short} on the wire{where} changes results by {error:.2g}, more than --tolerance {tolerance:g}: {instead} is used"
+    changes = f"{short} on the wire{where} changes results by {beside(error, tolerance)}"
+    return f"{changes}, more than --tolerance {tolerance:g}: {instead} is used"

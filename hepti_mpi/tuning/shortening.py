@@ -29,6 +29,7 @@ from hepti_mpi.program.plan import WIRES, Plan, in_words, wire_of
 from hepti_mpi.tuning.wires import ByLayer
 from hepti_mpi.weights.outer import OuterWeights
 from hepti_mpi.weights.store import Store
+from hepti_mpi.wording import beside
 
 PROMPT, SINGLE = 32, 2  # rows of the built-in text that are taken in at once, so that tiles travel, and one by one
 
@@ -66,7 +67,7 @@ def loaded(
         return placement, chosen, decoder, found.error
     wire = wire_of(found.wires)
     (short, _), instead = in_words(plan.wire), "".join(in_words(wire))
-    what = f"{short} on the wire changes probabilities of words by {found.told:.2g}"
+    what = f"{short} on the wire changes probabilities of words by {beside(found.told, goal.tolerance)}"
     goal.say(f"{what}, more than --tolerance {goal.tolerance:g}: {instead} is used")
     decoder.send_as(wire)
     if wire == WIRES[0]:
