@@ -2,11 +2,15 @@
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from decoders import expected, values
 from gguf_files import gguf
 from test_gguf import LETTERS
 
+from hepti_mpi.commands import main
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints import ggml
+from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.gguffiles import read_gguf
 from hepti_mpi.models.checkpoints.ggufmodel import ARCHITECTURES, READ, SHARED
 from hepti_mpi.models.checkpoints.hf import read_model
@@ -62,9 +66,9 @@ CASES = [(case, case) for case in ("llama", "qwen2", "qwen3", "gemma", "gemma2",
 @pytest.mark.parametrize("case, key", CASES)
 def test_the_same_model(tmp_path, case, key):
     (tmp_path / "x.gguf").write_bytes(written(case, key))
-    found, mixed = read_gguf(tmp_path / "x.gguf")
+    found, reduced = read_gguf(tmp_path / "x.gguf")
     wanted = read_model(write_folder(case, tmp_path))
-    assert mixed == [] and found.spec.options["ends"] == [2, 0]
+    assert reduced == [] and found.spec.options["ends"] == [2, 0]
     for name in ("layers", "hidden", "heads", "ffn", "positions", "front", "back", "head", "family", "order"):
         assert getattr(found.spec, name) == getattr(wanted.spec, name), name
     assert [one.described for one in found.spec.kinds] == [one.described for one in wanted.spec.kinds]
@@ -187,6 +191,19 @@ def test_how_tokens_are_chosen(tmp_path, more, penalty):
             read_gguf(tmp_path / "x.gguf")
     else:
         assert read_gguf(tmp_path / "x.gguf")[0].spec.options.get("repetition_penalty") == penalty
+
+
+@pytest.mark.parametrize("types, words, said", [
+    ([3], [], "of type Q4_1, which stand for float32 values: they are written as those, and --format q4 or q8 writes fewer bits"),
+    ([3], ["--format", "q8"], None), ([], [], None),
+    ([3, 12], ["--format", "q8"], "of type Q4_K, which stand for float32 values: they are rounded anew from those"),
+])  # fmt: skip
+def test_what_becomes_of_fewer_bits_is_told(tmp_path, monkeypatch, types, words, said):
+    """135 million weights in 4 bits became 540 MB without a word."""
+    (tmp_path / "x.gguf").write_bytes(written("llama", "llama"))
+    monkeypatch.setattr(GgufFile, "reduced", [ggml.TYPES[number] for number in types])
+    found = CliRunner().invoke(main.main, ["slice", str(tmp_path / "x.gguf"), str(tmp_path / "x.h5"), *words])
+    assert found.exit_code == 0 and (said in found.output if said else "stand for float32 values: they" not in found.output), found.output
 
 
 def read(folder, case, more):

@@ -238,9 +238,11 @@ def _model(source: str, format_name: str, head: str | None) -> "ModelFiles":
         return random_model(source.removeprefix(PREFIX))
     path = gguf_path(Path(source))
     if path is not None:
-        model, mixed = read_gguf(path)
-        if mixed:
-            SCREEN.say(f"{path} has weights of type {', '.join(mixed)}: they are written as the float32 values that they stand for")
+        model, reduced = read_gguf(path)
+        mixed, whole = [kind.name for kind in reduced if kind.mixed], format_name == FORMATS[0]
+        if told := [kind.name for kind in reduced] if whole else mixed:
+            then = "written as those, and --format q4 or q8 writes fewer bits" if whole else "rounded anew from those"
+            SCREEN.say(f"{path} has weights of type {', '.join(told)}, which stand for float32 values: they are {then}")
         return replace(model, rounded=" and ".join(mixed))
     if Path(source).suffix == ".h5" and Path(source).is_file():
         return _model_of_store(Path(source), format_name, head)

@@ -60,9 +60,10 @@ class GgufFile:
         return dict(Counter(tensor.kind.name for tensor in self._tensors.values()))
 
     @property
-    def mixed(self) -> list[str]:
-        """The types in it that are no plain blocks: what is read of them is written as other numbers."""
-        return sorted({tensor.kind.name for tensor in self._tensors.values() if tensor.kind.mixed})
+    def reduced(self) -> list[GgmlType]:
+        """The types in it that have fewer than 16 bits a weight, by name."""
+        kinds = {tensor.kind.name: tensor.kind for tensor in self._tensors.values()}
+        return [kind for _, kind in sorted(kinds.items()) if 8 * kind.bytes < 16 * kind.values]
 
     def read(self, name: str) -> np.ndarray:
         """Return a tensor as float32. Raises ModelError when it holds a value that is not finite."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hepti_mpi.errors import ModelError
+from hepti_mpi.models.checkpoints.ggml import GgmlType
 from hepti_mpi.models.checkpoints.gguf import GgufFile
 from hepti_mpi.models.checkpoints.ggufkeys import choosing_options
 from hepti_mpi.models.checkpoints.ggufmodel import GgufModel
@@ -36,8 +37,8 @@ def gguf_path(source: Path) -> Path | None:
     return found[0] if found else None
 
 
-def read_gguf(path: Path) -> tuple[ModelFiles, list[str]]:
-    """Return the model in a GGUF file, whose weights are read when they are asked for, and the types in it of no format of ours.
+def read_gguf(path: Path) -> tuple[ModelFiles, list[GgmlType]]:
+    """Return the model in a GGUF file, whose weights are read when they are asked for, and the types in it of fewer than 16 bits.
 
     Raises ModelError when it is damaged, hostile, or describes a model that is not supported.
     """
@@ -63,4 +64,4 @@ def read_gguf(path: Path) -> tuple[ModelFiles, list[str]]:
             yield name, stored(one, [model.read(plain[tensor]) for tensor in one.tensors])
 
     files = {"config.json": json.dumps(model.config, indent=1).encode()} | tokens.files
-    return ModelFiles(spec, files, source_hash(spec, files, [*(one.derived for one in imports), *file.hashes()]), stream), file.mixed
+    return ModelFiles(spec, files, source_hash(spec, files, [*(one.derived for one in imports), *file.hashes()]), stream), file.reduced
