@@ -128,7 +128,11 @@ def append_lines(path: Path, lines: Sequence[str], failure: type[HeptiError]) ->
 def json_line(value: Any) -> str:
     """Return JSON in one line, its letters as they are; escaped where there is half a character, which UTF-8 cannot say."""
     text = json.dumps(value, ensure_ascii=False)
-    return json.dumps(value) if any("\ud800" <= letter <= "\udfff" for letter in text) else text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value)
+    return text
 
 
 def write_document(path: Path, document: dict[str, Any], failure: type[HeptiError]) -> None:

@@ -310,6 +310,21 @@ def test_a_line_that_is_no_text_is_not_sent_and_the_talk_goes_on(monkeypatch, ca
     assert "that line is not UTF-8: byte 2 is 0xe4; it was not sent" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("room, system, asked, said", [
+    (3, None, [["a"], ["a", "", "b"], ["a", "", "b", "", "c"], ["c"], ["c", "", "d"]],
+     "there is room for 3; the talk begins anew with that line, and may be longer by --context"),
+    (0, None, [["a"], ["b"], ["c"], ["d"]], "there is room for 0; shorten it; that line was not sent"),
+    (2, "be brief", [["s", "a"], ["s", "a", "", "b"], ["s", "b"], ["s", "b", "", "c"], ["s", "c"], ["s", "c", "", "d"],
+                     ["s", "d"]], "there is room for 2; the talk begins anew with that line"),
+])  # fmt: skip
+def test_a_talk_that_is_too_long_begins_anew_with_what_was_typed(monkeypatch, capfd, room, system, asked, said):
+    """It was lost: two words were refused as too long, and had to be typed again."""
+    answer = Answer([1], Sampling(), None, tokens=[5], finish_reason="stop")
+    read = talked(monkeypatch, ["a", "b", "c", "d"], answer, room=room, system=system)
+    assert [["s" if one["role"] == "system" else one["content"] for one in messages] for messages in read] == asked
+    assert said in " ".join(capfd.readouterr().err.split())
+
+
 def test_lines_are_read_whatever_bytes_they_have():
     code = "from hepti_mpi.__main__ import _set_streams; from hepti_mpi.comm.launcher import typed_lines; _set_streams()\n"
     environ = {name: value for name, value in os.environ.items() if "PMIX" not in name} | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -327,12 +342,14 @@ def test_while_a_long_line_is_read_that_is_said(monkeypatch, capfd):
     assert out.count("well") == 1 and err.startswith("reading: 0.") and err.count("reading: ") > 1
 
 
-def talked(monkeypatch, lines, answer, parts=0):
+def talked(monkeypatch, lines, answer, parts=0, room=9, system=None):
     """Talk with a model that says the same to each line, behind so many steps of some time that read it; return the messages that it was
-    given each time."""
+    given each time. There is `room` for so many."""
     making, read, left = SimpleNamespace(busy=False), [], [()] * parts
 
     def submit(prompt, sampling):
+        if len(prompt) > room:
+            raise InputError(f"there is room for {room}; shorten it")
         making.busy = True
         return answer
 
@@ -345,9 +362,9 @@ def talked(monkeypatch, lines, answer, parts=0):
 
     making.submit, making.step = submit, step
     monkeypatch.setattr("hepti_mpi.commands.writers.maker", lambda loaded, session: making)
-    prompter = SimpleNamespace(of_messages=lambda talk, where: read.append(list(talk)) or [1])
+    prompter = SimpleNamespace(of_messages=lambda talk, where: read.append(list(talk)) or [1] * len(talk))
     monkeypatch.setattr("hepti_mpi.models.inputs.prompts.Prompter", lambda spec, files: prompter)
     monkeypatch.setattr("hepti_mpi.comm.launcher.typed_lines", lambda: iter(lines))
     session = SimpleNamespace(store=SimpleNamespace(spec=None, files={}))
-    talking._talk(SimpleNamespace(rest=lambda: None), session, None, SimpleNamespace(sampling=Sampling))
+    talking._talk(SimpleNamespace(rest=lambda: None), session, system, SimpleNamespace(sampling=Sampling))
     return read

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from clusters import cluster
 from terminals import ESCAPE, on_a_terminal
 
-from hepti_mpi.commands import main, screen
+from hepti_mpi.commands import main, screen, terminal
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.reporting.generation import generation_record
 from hepti_mpi.weights import writing
@@ -129,3 +129,20 @@ def test_the_shell_completes(typed, offered):
     code = "import sys; sys.argv = ['hepti_mpi']; from hepti_mpi.__main__ import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert f"plain,{offered}" in done.stdout.splitlines(), (done.stdout, done.stderr)
+
+
+def test_what_is_to_be_copied_is_not_folded(monkeypatch, capfd):
+    """An entry of boards.toml was broken within its quotes, which is no TOML."""
+    monkeypatch.setattr(terminal, "path", lambda descriptor: "/nowhere")
+    monkeypatch.setattr(terminal, "width", lambda descriptor: 40)
+    line = 'float32_gflops = "measured: on this machine, 2 threads, products with rows from 96 to 384"'
+    screen.SCREEN.copied(f"[boards.here]\n{line}\n")
+    assert line in capfd.readouterr().out.splitlines()
+
+
+def test_a_store_that_is_replaced_is_named(tmp_path):
+    """The one in float32 took the place of one in 8 bits without a word."""
+    words = ["slice", "random:tiny-bert", str(tmp_path / "a.h5")]
+    first, second = (CliRunner().invoke(main.main, words) for _ in range(2))
+    assert first.exit_code == second.exit_code == 0
+    assert "is there already: it is replaced when the new one is whole" in second.output and "is there already" not in first.output

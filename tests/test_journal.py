@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import tracemalloc
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from hepti_mpi import documents
 from hepti_mpi.errors import InputError
 from hepti_mpi.serving import lock
+from hepti_mpi.serving.finished import write_signed
 from hepti_mpi.serving.journal import Journal, input_hash, journal_path, noted
-from hepti_mpi.serving.outputs import decoded, encoded, finished_answer, finished_arrays
+from hepti_mpi.serving.outputs import Tally, decoded, encoded, finished_answer, finished_arrays, write_jsonl
 
 HEAD = {"model": "bert", "source_hash": "ab", "input_hash": "cd"}
 ASKED = SimpleNamespace(width=5, keep=np.array([0, 2, 4]), id=None, truncated=False)
@@ -258,3 +260,62 @@ def test_a_journal_of_arrays_with_more_in_them(tmp_path):
     journal(tmp_path, head=HEAD | {"hidden": True}).add([1], [RESULTS[0]])
     with pytest.raises(InputError, match="it has hidden True, this run unknown"):
         journal(tmp_path, resume=True)
+
+
+GIVEN = [  # answers as a run makes them
+    finished_answer({"input": "größer 日本 👍", "embedding": [0.5, -1e-30, 3.0]}),
+    finished_answer({"input": "half \ud83d of one", "embedding": [0.25]}),
+    finished_answer({"input": "cut", "truncated": True, "embedding": [1.0]}),
+    finished_answer({"input": "bad", "id": 7}, "it is too long"),
+    finished_answer({"input": "a backslash \\u0041 and a quote \"", "labels": [{"label": "x", "score": 0.5}]}),
+    {"answer": {"input": "a text", "text": "more", "tokens": [1, 2]}, "row": {"width": 2, "keep": encoded(np.arange(2)), "most": 4}},
+]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_lines_of_an_output_are_those_of_its_answers(tmp_path, again):
+    """They are copied from the journal, which has them already; one of a program before this has letters escaped."""
+    kept = journal(tmp_path, count=len(GIVEN))
+    order = [3, 0, 5, 1, 4, 2]
+    kept.add(order[:4], [GIVEN[place] for place in order[:4]], 0.5)
+    kept.add(order[4:], [GIVEN[place] for place in order[4:]], 1e-05, [[9, [7]]])
+    assert kept.path.stat().st_size == kept.size
+    if again:
+        kept.file.close()
+        lines = [json.dumps(json.loads(line)) + "\n" for line in kept.path.read_text().splitlines()]
+        kept.path.write_text("".join(lines[:1] + lines[1:5] + lines[6:]))  # but the growing text, which is of no request here
+        kept = journal(tmp_path, resume=True, count=len(GIVEN))
+    assert [kept.finished[place] for place in range(len(GIVEN))] == GIVEN
+    tally = write_signed(tmp_path / "a.jsonl", kept.finished, {"requests": len(GIVEN)})
+    assert tally == Tally.of(GIVEN) and (tally.errors, tally.truncated, tally.first) == (1, 1, "it is too long")
+    write_jsonl(tmp_path / "b.jsonl", [item["answer"] for item in GIVEN])
+    assert (tmp_path / "a.jsonl").read_bytes() == (tmp_path / "b.jsonl").read_bytes()
+    with pytest.raises(InputError, match="1 of 7 answers are missing"):
+        write_signed(tmp_path / "c.jsonl", kept.finished, {"requests": len(GIVEN) + 1})
+    assert not (tmp_path / "c.jsonl").exists()
+
+
+def test_what_is_noted_takes_no_memory(tmp_path):
+    """150,000 vectors of 384 numbers took 2 GB, as Python has numbers."""
+    kept, count = journal(tmp_path, count=2000), 2000
+    vector = [float(one) for one in np.random.default_rng(1).normal(size=384)]
+    tracemalloc.start()
+    for place in range(count):
+        kept.add([place], [finished_answer({"input": str(place), "embedding": [value + place for value in vector]})])
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1000 * count, f"{held // count} bytes an answer"
+    write_signed(tmp_path / "a.jsonl", kept.finished, {"requests": count})
+    lines = (tmp_path / "a.jsonl").read_text().splitlines()
+    assert len(lines) == count and json.loads(lines[1234])["embedding"][3] == vector[3] + 1234
+
+
+def test_arrays_come_back_from_the_journal(tmp_path):
+    kept = journal(tmp_path, count=3)
+    every = [finished_arrays(SimpleNamespace(width=2, keep=np.arange(2), id=f"i{n}", truncated=n == 1), {"embedding": np.float32([n])})
+             for n in range(3)]  # fmt: skip
+    kept.add([2, 0, 1], [every[2], every[0], every[1]])
+    write_signed(tmp_path / "a.npz", kept.finished, {"requests": 3})
+    with np.load(tmp_path / "a.npz") as found:
+        assert found["embedding"].tolist() == [[0], [1], [2]] and found["id"].tolist() == ["i0", "i1", "i2"]
+        assert found["truncated"].tolist() == [False, True, False]

@@ -92,7 +92,7 @@ def test_all_was_answered_but_the_output_is_not_there(folder):
     (folder / "b.jsonl").rename(folder / "before.jsonl")
     lines = note_all(folder)
     result = launch(folder, *words("b.jsonl", "--resume"), ranks=2)
-    assert result.returncode == 0 and "answered already" in result.stderr, result.stderr
+    assert result.returncode == 0 and "answered already: nothing is left, and it is written\n" in result.stderr, result.stderr
     assert lines == REQUESTS and (folder / "b.jsonl").read_bytes() == before
     assert not list(folder.glob("*.journal"))
 

@@ -1,6 +1,6 @@
 """The chat command: a talk in the terminal, whose answers appear as they grow. Knows lines and turns; computes nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
     from hepti_mpi.commands.writers import Loaded
     from hepti_mpi.serving.generating import Maker
-    from hepti_mpi.serving.generation import Event
+    from hepti_mpi.serving.generation import Answer, Event
 
 CONTEXT = 4096  # rows of a talk, where nobody says and the model takes as many
 PROMPT = "> "
@@ -85,7 +85,6 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
     """Answer line after line. What the model has read of the talk is not read again."""
     from hepti_mpi.comm.launcher import typed_lines
     from hepti_mpi.commands.writers import maker
-    from hepti_mpi.errors import InputError
     from hepti_mpi.models.inputs.prompts import Prompter
     from hepti_mpi.models.inputs.text import bad_byte
 
@@ -102,11 +101,8 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
             SCREEN.warn(f"{wrong}; it was not sent")
             continue
         messages.append({"role": "user", "content": line})
-        try:
-            answer = making.submit(prompter.of_messages(messages, "the talk"), sampling)
-        except InputError as error:
-            SCREEN.warn(f"{error}; the talk begins anew")
-            del messages[1 if system else 0 :]
+        answer = _submitted(lambda: making.submit(prompter.of_messages(messages, "the talk"), sampling), messages, bool(system))
+        if answer is None:
             continue
         flow = Flow(SCREEN.width)
         with meanwhile("reading"):  # a long line takes minutes on small boards
@@ -118,6 +114,27 @@ def _talk(loaded: "Loaded", session: "Session", system: str | None, writing: Wri
             cut = f"the answer was cut off at {counted(len(answer.tokens), 'tokens')}; --max-tokens and --context say how long it may be"
             SCREEN.warn(answer.error or cut)
         messages.append({"role": "assistant", "content": answer.text})
+
+
+def _submitted(submit: "Callable[[], Answer]", messages: list[dict[str, str]], first: int) -> "Answer | None":
+    """Return the answer to the last of `messages`, which will grow, None where that alone is refused. A talk that is refused for what
+    came before begins anew with it; the `first` messages are always there."""
+    from hepti_mpi.errors import InputError
+
+    try:
+        return submit()
+    except InputError as error:
+        refused = error
+    if len(messages) > first + 1:
+        del messages[first:-1]
+        SCREEN.warn(f"{str(refused).partition(';')[0]}; the talk begins anew with that line, and may be longer by --context")
+        try:
+            return submit()
+        except InputError as error:
+            refused = error
+    SCREEN.warn(f"{refused}; that line was not sent")
+    del messages[first:]
+    return None
 
 
 def _first(making: "Maker") -> "Sequence[Event]":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from hepti_mpi.commands import writers
 from hepti_mpi.commands.meter import meanwhile
-from hepti_mpi.commands.record import put_record
+from hepti_mpi.commands.record import put_record, write_out
 from hepti_mpi.commands.screen import SCREEN, asked_of
 from hepti_mpi.commands.writers import Loaded, Machining
 from hepti_mpi.commands.writing import SLOTS, Writing
@@ -50,13 +50,15 @@ class Task:
 
 def generate(session: "Session", question: "Question", writing: Writing, machining: Machining) -> None:
     """Answer the prompts of a question. Collective. Raises PartlyAnswered."""
+    from hepti_mpi.comm import channel
     from hepti_mpi.engine.machine import together
 
     world, task = session.world, None
     with world.patience.slower(), together(world):
         _check(question, writing)
         if session.root:
-            task = _asked(session, question, writing, machining.options)
+            with meanwhile("reading", shown=channel.state_path() is None):
+                task = _asked(session, question, writing, machining.options)
     wanted = world.from_root(_wanted(session, task, writing) if task is not None else None)
     result, ran = Result(), None
     if wanted is not None:
@@ -215,10 +217,10 @@ def _finish(
     from hepti_mpi.reporting.generation import generation_lines, generation_record, ranks_record
 
     begin = time.perf_counter()
-    tally = task.sink.write()
+    tally, told = write_out(task.sink, question.output, task.state is None)
     result.seconds += time.perf_counter() - begin
     if not task.left and any(one.error is None for one in task.prompts):
-        session.tell(f"all of {question.output or 'the input'} had been answered already: nothing is left")
+        session.tell(told)
     document = generation_record(session.store.spec, result.answers, result.seconds)
     if ran is not None:
         teams = ran[0].making.facts if ran[0].making else ()

@@ -94,6 +94,6 @@ def _describe(name: str, threads: int | None) -> None:
         board, calls = describing.describe(name, title, used, made["date"])
     if used > 1 and before > BUSY:
         SCREEN.say(f"this machine had other work (load {before:.1f}): with all its threads the figures are too low")
-    SCREEN.show(entry(board) + "\n")
+    SCREEN.copied(entry(board) + "\n")
     SCREEN.show(call_lines(board, calls, SCREEN.width))
     SCREEN.document(description_document(board, calls))

@@ -31,7 +31,7 @@ from hepti_mpi.commands.options import (
     weights_option,
     words_options,
 )
-from hepti_mpi.commands.record import put_record
+from hepti_mpi.commands.record import put_record, write_out
 from hepti_mpi.commands.screen import SCREEN
 from hepti_mpi.commands.writing import Writing, no_text, refuse_for_text, writing_options
 
@@ -172,7 +172,8 @@ def _taken_in(session: "Session", question: "Question", choice: Choice, toleranc
     with world.patience.slower(), together(world):
         if session.root:
             state = read_state(state_file) if state_file else state
-            found = _asked(session, question, choice, tolerance, state if state_file else None)
+            with meanwhile("reading", shown=state_file is None):  # 100,000 texts, or as many answers that are there, take their time
+                found = _asked(session, question, choice, tolerance, state if state_file else None)
     shapes = found.desk.scheduler.shapes if found is not None else []
     typical, batches = world.from_root([typical_rows(shapes) if shapes else None, question.repeat * len(shapes)])
     return Work(session, question, choice, state, state_file is not None, found, typical, batches)
@@ -268,7 +269,8 @@ def _led(work: Work, job: Job, asked: Asked, adaptable: bool) -> None:
 def _finish(work: Work, job: Job, asked: Asked, begin: float) -> None:
     """Put the answers out and print the summary; where there is no terminal the last line is the run's JSON document. `begin`: when
     answering began. Raises PartlyAnswered."""
-    tally, output = asked.sink.write(), work.question.output
+    output = work.question.output
+    tally, _ = write_out(asked.sink, output, not work.supervised)
     record = job.record(time.perf_counter() - begin, None if output is None else str(output))
     gap = "\n" * (work.question.output is None)  # behind answers; behind the plan there is one
     put_record(record, tally, lambda: SCREEN.show(gap + job.lines(record, SCREEN.width)))
@@ -278,7 +280,8 @@ def _finish_nothing(work: Work, asked: Asked) -> None:
     """Put the answers out where none was left to be found. Raises PartlyAnswered."""
     from hepti_mpi.reporting import records
 
-    tally, output = asked.sink.write(), work.question.output
+    output = work.question.output
+    tally, told = write_out(asked.sink, output, not work.supervised)
     if len(asked.input.refused) < len(asked.input.every):
-        work.session.tell(f"all of {output or 'the input'} had been answered already: nothing is left")
+        work.session.tell(told)
     put_record(records.idle_record(work.session.store.spec, None if output is None else str(output)), tally)

@@ -62,6 +62,11 @@ class Screen:
         if not self.json:
             terminal.write(OUT, self.folded(text, OUT))
 
+    def copied(self, text: str) -> None:
+        """Show what is there to be copied into a file: no line of it is broken."""
+        if not self.json and not self.quiet:
+            terminal.write(OUT, text, plain=True)
+
     def draw(self, plan: "Plan") -> None:
         """Show who does what: as bars on a terminal, else as numbers."""
         from hepti_mpi.reporting import records

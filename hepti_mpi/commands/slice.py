@@ -77,6 +77,8 @@ def slice_command(
     for path in (store, *([folder / FIRST_PART] if folder else [])):
         check_new(path)
     model = _model(source, format_name, head_format)
+    if store.exists() and store.stat().st_size:
+        SCREEN.say(f"{store} is there already: it is replaced when the new one is whole")
     if store.exists() and Path(source).exists() and store.samefile(source):
         raise click.UsageError(f"{source} would be written over while it is read: name another file for the new store")
     model = replace(model, spec=replace(model.spec, name=store.stem))  # people name the store, not the folder

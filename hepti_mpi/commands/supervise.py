@@ -95,7 +95,9 @@ def finish(kept: "Kept") -> None:
     """
     from hepti_mpi.reporting.records import supervised_lines
 
-    tally, record = kept.write(), kept.record
+    with meanwhile(f"writing {kept.output}", shown=kept.output is not None):
+        tally = kept.write()
+    record = kept.record
     if kept.output is None and kept.texts is not None:
         SCREEN.texts([item["answer"] for item in kept.in_order()])
     elif kept.output is None:

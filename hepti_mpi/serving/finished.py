@@ -6,7 +6,7 @@ answers or beside them. Where a file system keeps none, or a copy has lost it, t
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +15,8 @@ from typing import IO, Any
 import numpy as np
 
 from hepti_mpi.errors import InputError
+from hepti_mpi.serving.answers import Answers, InOrder
 from hepti_mpi.serving.journal import check_usable, difference, journal_path
-from hepti_mpi.serving.outputs import Finished as Answer
 from hepti_mpi.serving.outputs import Tally, write_finished
 from hepti_mpi.wording import counted
 
@@ -52,9 +52,12 @@ def sign(file: IO[bytes], head: Mapping[str, Any], tally: Tally) -> None:
         pass
 
 
-def write_signed(output: Path, finished: Sequence[Answer], head: Mapping[str, Any]) -> None:
-    """Write the answers to all requests of the run of `head`, with the note on it. Raises InputError."""
-    write_finished(output, finished, partial(sign, head=head, tally=Tally.of(finished)))
+def write_signed(output: Path, answers: Answers, head: Mapping[str, Any]) -> Tally:
+    """Write the answers to all requests of the run of `head`, with the note on it; return what became of them. Raises InputError,
+    also where some are missing."""
+    tally, every = answers.tally(head["requests"]), InOrder(answers)
+    write_finished(output, every, partial(sign, head=head, tally=tally), every.lines())
+    return tally
 
 
 def finished_output(path: Path) -> Finished | None:

@@ -9,6 +9,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,8 +18,9 @@ from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
-from hepti_mpi.documents import begin_with_nothing, keep
+from hepti_mpi.documents import begin_with_nothing, json_line, keep
 from hepti_mpi.errors import InputError, reason_of
+from hepti_mpi.serving.answers import Answers
 from hepti_mpi.serving.lock import check_free, open_locked
 from hepti_mpi.serving.outputs import Finished, checked
 
@@ -138,6 +140,10 @@ def check_usable(path: Path) -> None:
         raise _unusable(path, error) from None
 
 
+HEAD, TAIL = '{{"request": {}, "seconds": {}, "finished": ', b"}\n"  # around an answer
+ANSWER = re.compile(rb'\{"request": (\d+), "seconds": [^,]+, "finished": ')
+
+
 class Journal:
     """The journal of one output. `finished`: answers (outputs.Finished) by the place of their request in the input; `begun`: texts that
     are not."""
@@ -149,11 +155,11 @@ class Journal:
 
         Raises: InputError when it is another run's, or there and not to be resumed, or held by a job that runs, or cannot be written.
         """
-        self.path, self.finished, self.begun = path, dict[int, Finished](), Begun()
-        self.synced = time.monotonic()
+        self.path, self.begun, self.synced = path, Begun(), time.monotonic()
         whole = {"format": FORMAT, "format_version": FORMAT_VERSION, "requests": count, **head}
         try:
             self.file: IO[bytes] = open_locked(path)
+            self.finished = Answers(self.file)
             try:
                 kept = self._read(whole, count, resume)
             except InputError:
@@ -161,8 +167,9 @@ class Journal:
                 raise
             self.file.truncate(kept)
             self.file.seek(kept)
+            self.size = kept
             if not kept:
-                self._begin([whole])
+                self._begin(json.dumps(whole).encode() + b"\n")
                 begin_with_nothing(path)
         except OSError as error:
             raise _unusable(path, error) from None
@@ -172,28 +179,34 @@ class Journal:
 
         Raises InputError when the disk is full.
         """
-        lines: list[Mapping[str, Any]] = [{"grown": grown}] if grown else []
-        lines += [{"request": place, "seconds": seconds, "finished": one} for place, one in zip(places, finished)]
+        lines = [json.dumps({"grown": grown}).encode() + b"\n"] if grown else []
+        at, where = self.size + sum(map(len, lines)), list[tuple[int, int]]()
+        for place, one in zip(places, finished):
+            head, answer = HEAD.format(place, json.dumps(seconds)).encode(), json_line(one).encode()
+            where.append((at + len(head), len(answer)))
+            lines.append(head + answer + TAIL)
+            at += len(lines[-1])
         keep(self.path)
         try:
             self._write(lines)
+            self.size = at
             if time.monotonic() - self.synced > SYNC_SECONDS:
                 self._sync()
         except OSError as error:
             with suppress(OSError):  # else what is left to be written is tried again when all ends
                 self.file.close()
             there = set(noted(self.path)[0])  # as whoever goes on will find it: a part of many is there mostly
-            self._finish((place, one) for place, one in zip(places, finished) if place in there)
+            self.finished.hold((place, one) for place, one in zip(places, finished) if place in there)
             said = f"the answers {output_of(self.path)} cannot be noted in {self.path} any more: {reason_of(error)}"
             said += "; free space there" * (error.errno in (errno.ENOSPC, errno.EDQUOT))  # else what goes on ends alike
             raise InputError(said) from None
         add_grown(self.begun, grown)
-        self._finish(zip(places, finished))
+        for place, one, (begin, size) in zip(places, finished, where):
+            self._finish(place, one, begin, size)
 
-    def _finish(self, finished: Iterable[tuple[int, Finished]]) -> None:
-        for place, one in finished:
-            self.finished[place] = one
-            self.begun.pop(place, None)
+    def _finish(self, place: int, one: Finished, begin: int, size: int) -> None:
+        self.finished.noted(place, one, begin, size)
+        self.begun.pop(place, None)
 
     def remove(self) -> None:
         """Delete it: the output is there."""
@@ -201,15 +214,16 @@ class Journal:
         keep(self.path)
         self.file.close()
 
-    def _write(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        self.file.write(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+    def _write(self, lines: Sequence[bytes]) -> None:
+        self.file.write(b"".join(lines))
         self.file.flush()
 
-    def _begin(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Write the first lines, or leave no file. Raises OSError."""
+    def _begin(self, line: bytes) -> None:
+        """Write the first line, or leave no file. Raises OSError."""
         try:
-            self._write(lines)
+            self._write([line])
             self._sync()
+            self.size = len(line)
         except OSError:
             self.path.unlink(missing_ok=True)
             raise
@@ -225,15 +239,15 @@ class Journal:
             if not line.endswith(b"\n"):
                 break
             try:
-                data = json.loads(line)
                 if head is None:
-                    head = data
+                    head = json.loads(line)
                     if not self._is_of(head, whole):
                         return 0
-                elif "grown" in data:
-                    add_grown(self.begun, self._known(data["grown"], count))
+                elif (found := ANSWER.match(line)) is not None and line.endswith(TAIL):
+                    ((place, answer),) = self._known([(int(found[1]), line[found.end() : -len(TAIL)])], count)
+                    self._finish(place, checked(json.loads(answer)), kept + found.end(), len(answer))
                 else:
-                    self._finish(self._known([(data["request"], checked(data["finished"]))], count))
+                    add_grown(self.begun, self._known(json.loads(line)["grown"], count))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 raise InputError(f"journal {self.path} is damaged after byte {kept}; delete it and run again") from None
             kept += len(line)

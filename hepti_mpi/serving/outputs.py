@@ -3,7 +3,7 @@
 import base64
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -18,6 +18,7 @@ from hepti_mpi.errors import InputError, PartlyAnswered, reason_of
 ARRAYS = ("last_hidden_state", "pooler_output", "class_row", "logits", "embedding")
 PER_ROW = ("last_hidden_state", "logits")  # arrays with a row per kept position, spread over the padded positions
 
+ABOUT = ("error", "truncated", "id")  # what a .npz file says of an input beside its arrays
 KINDS = ("float32", "int64")
 MOST_DIMS = 4
 MOST_POSITIONS = 1 << 24
@@ -63,11 +64,15 @@ def check_path(path: Path, kinds: Sequence[str] = (".jsonl", ".npz")) -> None:
     check_place(path, InputError, "output ")
 
 
-def write_jsonl(path: Path, records: Sequence[dict[str, Any]], sign: Sign = lambda file: None) -> None:
+def write_jsonl(path: Path, records: Iterable[dict[str, Any]], sign: Sign = lambda file: None) -> None:
     """Write a line per record; `sign` is called with the file when all is in it."""
+    write_lines(path, (json_line(record).encode() + b"\n" for record in records), sign)
+
+
+def write_lines(path: Path, lines: Iterable[bytes], sign: Sign) -> None:
+    """Write lines; `sign` is called with the file when all are in it."""
     with _answer_file(path) as file:
-        for record in records:
-            file.write(json_line(record).encode() + b"\n")
+        file.writelines(lines)
         sign(file)
 
 
@@ -139,7 +144,7 @@ class Tally:
     first: str
 
     @classmethod
-    def of(cls, finished: Sequence[Finished]) -> "Tally":
+    def of(cls, finished: Sequence[Mapping[str, Any]]) -> "Tally":
         wrong = [item["error"] for item in finished if "error" in item]
         cut = sum(bool(item.get("answer", item).get("truncated")) for item in finished)
         return cls(len(finished), len(wrong), cut, wrong[0] if wrong else "")
@@ -193,16 +198,26 @@ def check_apart(output: Path, source: str | None) -> None:
         raise InputError(f"--output {output} is the --input: the answers would replace what is asked; name another --output")
 
 
-def write_finished(path: Path, finished: Sequence[Finished], sign: Sign = lambda file: None) -> None:
-    """Write the output that the answers to all requests make; `sign` is called with the file when all is in it. Raises InputError."""
+def write_finished(
+    path: Path, finished: Sequence[Finished], sign: Sign = lambda file: None, lines: Iterable[bytes] | None = None
+) -> None:  # fmt: skip
+    """Write the output that the answers to all requests make; `sign` is called with the file when all is in it. `lines`: those of a .jsonl
+    output, where they are there. Raises InputError."""
     try:
-        if path.suffix == ".npz" and any("row" in item for item in finished):
-            _write_tokens(path, finished, sign)
+        if path.suffix == ".npz" and len(finished) and "row" in finished[0]:
+            _write_tokens(path, list(finished), sign)
         elif path.suffix == ".npz":
-            both = [_arrays(item) for item in finished]
-            write_npz(path, [kept for kept, _ in both], [result for _, result in both], _beside(finished), sign)
+            kept, results, about = list[_Kept](), list[dict[str, np.ndarray]](), list[Finished]()
+            for item in finished:  # once: each may be read from a file
+                one, arrays = _arrays(item)
+                kept.append(one)
+                results.append(arrays)
+                about.append({key: item[key] for key in ABOUT if key in item})
+            write_npz(path, kept, results, _beside(about), sign)
+        elif lines is not None:
+            write_lines(path, lines, sign)
         else:
-            write_jsonl(path, [item["answer"] for item in finished], sign)
+            write_jsonl(path, (item["answer"] for item in finished), sign)
     except (KeyError, TypeError, ValueError):
         raise InputError(f"what was kept of {path} is of another kind of output; delete the journal and run again") from None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.launcher import command_line, host_name, launched, mpirun_is_here
 from hepti_mpi.errors import InputError
+from hepti_mpi.serving.answers import Answers
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Journal, journal_path
 from hepti_mpi.serving.outputs import Finished, Tally, check_apart, check_path
@@ -208,17 +209,15 @@ class Filed:
     def write(self) -> Tally:
         if self.already is not None:
             return self.already.tally
-        whole = dict(self.refused)
+        found = Answers() if self.journal is None else self.journal.finished
         for event in self.held.values():
-            whole.update(zip(event.places, event.finished))
-        if self.journal is not None:
-            whole |= self.journal.finished
-        finished = [whole[place] for place in range(self.count)]
-        write_signed(self.output, finished, self.head)
+            found.hold(zip(event.places, event.finished))
+        found.hold((place, item) for place, item in self.refused.items() if place not in found)
+        tally = write_signed(self.output, found, self.head)
         self.written = True
         if self.journal is not None:
             self.journal.remove()
-        return Tally.of(finished)
+        return tally
 
     def kept(self, asked: int) -> str:
         if self.already is not None or self.written:

@@ -16,6 +16,7 @@ from hepti_mpi.errors import HeptiError, InputError, ProfileError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import methods, texts
 from hepti_mpi.planning.demand import Demand
+from hepti_mpi.serving.answers import Answers, InOrder
 from hepti_mpi.serving.finished import Finished as Output
 from hepti_mpi.serving.finished import check_not_less, nothing_left, write_signed
 from hepti_mpi.serving.journal import Begun, Journal, add_grown, journal_path, noted
@@ -98,7 +99,7 @@ class Kept:
         self.output, self.resume, self.say = output, resume, say
         self.known = Known(saved, fresh, say)
         self.journal: Journal | None = None
-        self.finished: dict[int, Finished] = {}
+        self.finished = Answers()
         self.begun = Begun()
         self.texts: dict[str, Any] | None = None  # what is asked of each text, where answers are texts
         self.count: int | None = None
@@ -155,7 +156,7 @@ class Kept:
             differs = next(key for key in head if head[key] != self.head.get(key))
             raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
                              "give all hosts the same input and store")  # fmt: skip
-        self.finished.update((place, checked(item)) for place, item in record["refused"])
+        self.finished.hold((place, checked(item)) for place, item in record["refused"])
         self.since, self.starts = None, self.starts + 1
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -167,7 +168,7 @@ class Kept:
                 self.journal.add([place for place, _ in new], [item for _, item in new], record["seconds"], grown)
             else:
                 add_grown(self.begun, grown)
-                self.finished.update(new)
+                self.finished.hold(new)
                 for place, _ in new:
                     self.begun.pop(place, None)
             if self.since is None:
@@ -205,17 +206,14 @@ class Kept:
         """Write the output, where there is one; return what became of all inputs. Raises InputError when answers are missing."""
         if self.already is not None:
             return self.already.tally
-        missing = (self.count or 0) - len(self.finished)
-        if missing:
-            raise InputError(f"{missing} of {self.count} answers are missing")
-        finished = self.in_order()
-        if self.output is not None:
-            write_signed(self.output, finished, self.head)
-            self.written = True
+        if self.output is None:
+            return self.finished.tally(self.count or 0)
+        tally = write_signed(self.output, self.finished, self.head)
+        self.written = True
         if self.journal is not None:
             self.journal.remove()
-        return Tally.of(finished)
+        return tally
 
-    def in_order(self) -> list[Finished]:
+    def in_order(self) -> Sequence[Finished]:
         """Return the answers to all inputs."""
-        return [self.finished[place] for place in range(self.count or 0)]
+        return InOrder(self.finished)

@@ -123,7 +123,7 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
         times = (milliseconds(median), spread, f"{median / reference:.2f}", milliseconds(price.seconds), error)
         cells = (*times, rate(1 / median), rate(found.rows / median), f"{found.nearness(name):.2f}", size(price.bytes), held)
         rows.append((name, *cells, f"{sample.error:.1g}", kind_of(sample.part.plan)))
-    head = ("method", "median ms", "10 - 90 %", f"x {compared}", "predicted", "error", "requests/s", "rows/s", "nearness", "sent",
+    head = ("method", "median ms", "10 - 90 %", f"x {compared}", "predicted ms", "error", "requests/s", "rows/s", "nearness", "sent",
             "most weights", "difference", "layout")  # fmt: skip
     text = [table(head, rows, width)]
     text += refusals(refused)

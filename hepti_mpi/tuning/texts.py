@@ -186,8 +186,8 @@ def compared(found: Mapping[str, Written], refused: Mapping[str, str], bounds: B
         shares = _shares(one.placement)
         layers = "/".join(map(str, shares.get("layers", ())))
         rows.append((name, *cells, *(layers and f"stages of {layers}" or _parts(shares[what]) for what in ("heads", "columns"))))
-    head = ("method", "tokens/s", "median ms", "10 - 90 %", f"x {first}", "predicted", "error", "nearness", "first token",
-            "first predicted", "first nearness", "difference", "heads", "columns")  # fmt: skip
+    head = ("method", "tokens/s", "median ms", "10 - 90 %", f"x {first}", "predicted ms", "error", "nearness",
+            "first token ms", "first predicted ms", "first nearness", "difference", "heads", "columns")  # fmt: skip
     text = [table(head, rows, width), *refusals(refused)]
     text.append(f"bound of a token: {milliseconds(bound)} ms, all weights read once, each board at its own rate, and a latency a sum")
     for wire, least in firsts.items():
