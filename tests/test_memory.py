@@ -2,10 +2,11 @@
 
 import mmap
 import os
+from types import SimpleNamespace
 
 import pytest
 
-from hepti_mpi.cluster import memory
+from hepti_mpi.cluster import load, memory
 from hepti_mpi.engine import pages
 
 NAMES = [b"half a letter \xc3", b"return \r feed \x0c", "separator \u2028".encode()]
@@ -50,3 +51,30 @@ def test_memory_beside_a_file_of_any_name(name, tmp_path):
     assert all(start < stop for start, stop in found) and len(found) > 3
     own.close()
     mapped.close()
+
+
+def test_what_others_have_of_the_cores(tmp_path, monkeypatch):
+    """The kernel's line of each core: user nice system idle iowait irq softirq steal guest guest_nice."""
+    monkeypatch.setattr(load, "STAT", tmp_path / "stat")
+
+    def at(first, second):
+        lines = [f"cpu  {first + second} 0 0 9 9 0 0 0 0 0", f"cpu0 {first} 0 0 50 9 0 0 0 {first} 0", f"cpu1 0 {second} 0 7 0 0 0 0 0 0",
+                 "cpu12 99999 0 0 0 0 0 0 0 0 0", "intr 5 4 3"]  # fmt: skip
+        (tmp_path / "stat").write_text("\n".join(lines) + "\n")
+
+    monkeypatch.setattr(load.os, "sysconf", lambda name: 100)
+    now = [0.0]
+    monkeypatch.setattr(load, "time", SimpleNamespace(perf_counter=lambda: now[0], process_time=lambda: 0.5 * now[0], sleep=None))
+    at(0, 0)
+    watch = load.Watch({0, 1})
+    now[0] = 10.0
+    at(800, 400)  # 12 s of 20, of which ours were 5
+    assert load.busy_seconds({0}) == 8 and load.busy_seconds({0, 1}) == 12
+    assert watch.spent == 5.0 and watch.others(5.0) == pytest.approx(7 / 20) and watch.others(99.0) == 0.0
+    at(8000, 8000)
+    assert watch.others(0.0) == 1.0
+    for content in ("cpu0 x\n", "cpu0 1 2\n", ""):
+        (tmp_path / "stat").write_text(content)
+        assert load.busy_seconds({0, 1}) == 0.0
+    (tmp_path / "stat").unlink()
+    assert load.busy_seconds({0}) == 0.0

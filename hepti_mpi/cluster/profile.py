@@ -49,6 +49,7 @@ class NodeProfile:
     see whether the rank had other work; 0 where nobody did.
     `segment_seconds`: fixed cost of one session run.
     `memory_bytes`: what it can use for weights and activations.
+    `other_work`: the part of its host's cores that others had while it was measured.
     `head_start_bytes`: what passes its idle link at once, before the link's rate holds.
     `alone`: the same rank when no other rank of its host computes: it has all cores, and all memory; None where it has them anyway.
     """
@@ -71,6 +72,7 @@ class NodeProfile:
     cached_arrange_seconds: tuple[float, ...] = ()
     beside_seconds: tuple[float, ...] = ()
     table_seconds: tuple[float, ...] = ()
+    other_work: float = 0.0
     alone: "NodeProfile | None" = None
 
     def beside(self, rows: int) -> float | None:
@@ -369,7 +371,8 @@ def _node(item: dict[str, Any]) -> NodeProfile:
     alone = None if item["alone"] is None else _node(item["alone"])
     if alone is not None and (alone.alone is not None or len(alone.gemm_rows) != len(rows)):
         raise ValueError("what a rank can do alone is not of the same rows")
-    return NodeProfile(str(item["host"]), cores, threads, memory, rows, *speeds, alone)
+    others = _between(item.get("other_work", 0.0), 0, 1)
+    return NodeProfile(str(item["host"]), cores, threads, memory, rows, *speeds, others, alone)
 
 
 def _seconds(value: Any) -> float:

@@ -17,6 +17,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 import numpy as np
 
 from hepti_mpi import __version__
+from hepti_mpi.cluster import load
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile
@@ -29,6 +30,8 @@ from hepti_mpi.errors import HeptiError, HostError, PlanError, ProfileError, is_
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.wording import counted
 
+BUSY = 0.2  # part of a host's cores that others may have while it is measured
+LOOK_SECONDS = 0.2  # for which a host is looked at that had other work
 SOONER = 1.4  # times as fast as in its profile a rank may be: more than its own clock rates do
 Say = Callable[[str], None]
 P = ParamSpec("P")
@@ -167,14 +170,15 @@ def measured_profile(
     content, trusted = world.from_root([None if saved[0] is None else saved[0].to_json(), required or bool(known)])
     if content is not None:
         found = profiles.from_json(content)
-        ratios = [1.0] if trusted else _sooner(machine, spec, found)
-        if max(ratios) < SOONER:
+        doubt = None if trusted else _doubted(machine, spec, found, path)
+        if doubt is None:
             return found
-        rank = int(np.argmax(ratios))
-        told = f"rank {rank} on {nodes[rank][0]} is {ratios[rank]:.1f} times as fast as in profile {path}"
-        say(f"{told}: it had other work when that was measured")
+        say(doubt)
     say(f"measuring {counted(world.size, 'ranks')}")
-    profile = replace(_measured(machine, spec, world.from_root(using)), date=made()["date"])
+    using, date = world.from_root([using, made()["date"]])
+    profile = replace(_measured(machine, spec, using), date=date)
+    for host, others in _busy(profile).items():
+        say(f"others had {others:.0%} of the cores of {host} meanwhile: it seems too slow, and is measured again once they have less")
     with together(world):
         if world.rank == 0 and path is not None:
             try:
@@ -184,6 +188,27 @@ def measured_profile(
                     raise ProfileError(f"{error}; name another file with --output") from None
                 say(f"the profile is not kept: {error}")  # the run can do without; the next one measures again
     return profile
+
+
+def _doubted(machine: Machine, spec: ModelSpec, profile: ClusterProfile, path: Path | None) -> str | None:
+    """Say why a saved profile is not what the ranks can do now, None where nothing speaks against it. Collective."""
+    ratios, hosts = _sooner(machine, spec, profile), profile.hosts
+    rank = int(np.argmax(ratios))
+    why = "had other work when that was measured"
+    if ratios[rank] >= SOONER:
+        return f"rank {rank} on {hosts[rank]} is {ratios[rank]:.1f} times as fast as in profile {path}: it {why}"
+    busy = _busy(profile)
+    if not busy or machine.emulation.on:
+        return None
+    looks = machine.cores.leads and hosts[machine.world.rank] in busy
+    now = machine.world.gather_all(load.others_now(machine.cores.whole, LOOK_SECONDS) if looks else 1.0)
+    rests = [host for rank, host in enumerate(hosts) if host in busy and now[rank] < busy[host] / 2]
+    return f"{rests[0]} has less other work than when profile {path} was measured" if rests else None
+
+
+def _busy(profile: ClusterProfile) -> dict[str, float]:
+    """Return the part of the cores that others had, of each host where that is too much."""
+    return {node.host: node.other_work for node in profile.nodes if node.other_work > BUSY}
 
 
 def _sooner(machine: Machine, spec: ModelSpec, profile: ClusterProfile) -> list[float]:

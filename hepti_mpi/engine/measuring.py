@@ -10,6 +10,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from hepti_mpi.cluster import load
 from hepti_mpi.cluster.boards import Work
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.links import exchange, links
@@ -38,7 +39,7 @@ def measured(
     world: Comm, exchanges: Exchanges, emulation: Emulation, cores: Cores, spec: ModelSpec, versions: dict[str, str]
 ) -> ClusterProfile:  # fmt: skip
     """Return the profile of all ranks, the same on every rank. Collective; takes seconds, or of a large processor half a minute."""
-    host = cores.hosts[world.rank]
+    host, watch = cores.hosts[world.rank], load.Watch(cores.whole)
     rows = tuple(count for count in PROBE_ROWS if count <= max(8, spec.positions))
     machines = world.gather_all(machine_name())
     memory = usable_memory(cores.hosts.count(host), machines.count(machines[world.rank]) if machines[world.rank] else 1)
@@ -63,7 +64,10 @@ def measured(
     with cores.apart_from_threads():
         own = timed(made, rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()
+    spent = sum(seconds for other, seconds in world.gather_all([host, watch.spent]) if other == host)
+    others = 0.0 if emulation.on else watch.others(spent)  # an emulated board waits for this machine and takes no harm
     who = {"host": host, "cores": len(cores.whole), "threads": cores.threads, "memory_bytes": memory, "gemm_rows": rows}
+    who["other_work"] = others
     with emulation.in_time():  # else links would seem the slower the more this machine does beside
         return gathered(world, exchanges, who, own, alone, edges, versions, (spec.hidden, spec.ffn))
 

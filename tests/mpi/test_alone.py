@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from test_answers import loaded, opened
 
+from hepti_mpi.cluster import load
 from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.engine import loading
 from hepti_mpi.engine.machine import measured_profile
@@ -46,7 +47,8 @@ def test_a_profile_of_a_busy_machine_is_measured_again(machine, measured, tmp_pa
     def saved(by, required=False):
         said.clear()
         if root:
-            scaled(profile, [by] * len(profile.nodes)).save(path)
+            undisturbed = replace(profile, nodes=tuple(replace(node, other_work=0.0) for node in profile.nodes))
+            scaled(undisturbed, [by] * len(profile.nodes)).save(path)
         machine.world.barrier()
         return measured_profile(machine, store.spec, path if root else None, False, required, said.append)
 
@@ -57,6 +59,22 @@ def test_a_profile_of_a_busy_machine_is_measured_again(machine, measured, tmp_pa
     if machine.world.size == 1:
         saved(10.0, required=True)
         assert not said, "who names a profile means it"
+
+
+def test_a_host_that_had_other_work_is_measured_again_once_it_has_less(machine, measured, tmp_path, monkeypatch):
+    """Kernels and waiting are timed in other moments than what a later job looks at: others that were there all the while made a batch
+    2.7 times as long, and nobody saw it."""
+    store, profile = measured
+    path, root = tmp_path / "p.json", machine.world.rank == 0
+    for had, have, again in ((0.6, 0.1, True), (0.6, 0.5, False), (0.1, 0.0, False)):
+        said = []
+        if root:
+            replace(profile, nodes=tuple(replace(node, other_work=had) for node in profile.nodes)).save(path)
+        machine.world.barrier()
+        monkeypatch.setattr(load, "others_now", lambda cores, seconds, have=have: have)
+        found = measured_profile(machine, store.spec, path if root else None, False, False, said.append)
+        told = any("has less other work than when profile" in one for one in said)
+        assert told == again and (again or found.nodes[0].other_work == had)
 
 
 def test_one_rank_has_all_cores_and_the_others_rest(machine, measured):
