@@ -152,3 +152,17 @@ def test_a_slow_network_makes_one_board_the_best():
 def test_profile_or_boards():
     with pytest.raises(Exception, match="--profile and --entry are of ranks that were measured, --boards of described ones"):
         plan("--boards", "pi4", "--profile", "x.json")
+
+
+@pytest.mark.parametrize("model, keys", [("tiny-bert", ("board_seconds",)), ("tiny-llama", ("board_seconds", "board_token_seconds"))])
+def test_inspect_and_plan_say_the_same_of_one_board(tmp_path, model, keys):
+    """Of a text inspect left out the words, without saying so."""
+    store = str(tmp_path / "a.h5")
+    assert CliRunner().invoke(main.main, ["slice", f"random:{model}", store]).exit_code == 0
+    told = json.loads(CliRunner().invoke(main.main, ["inspect", store, "--json"]).stdout)
+    rows, shown = str(told["board_rows"]), CliRunner().invoke(main.main, ["inspect", store]).stdout
+    assert ("first token ms" in shown) == (len(keys) == 2)
+    words = ["plan", "--weights", store, "--boards", "pi4", "--rows", rows, "--weights-mode", "packed", "--json"]
+    planned = json.loads(CliRunner().invoke(main.main, words).stdout.splitlines()[-1])
+    seconds = [planned["first_token_seconds"], planned["token_seconds"]] if len(keys) == 2 else [planned["plan"]["predicted_seconds"]]
+    assert [told[key]["pi4"] for key in keys] == pytest.approx(seconds, rel=1e-3)

@@ -14,6 +14,7 @@ from hepti_mpi.errors import CapacityError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
+from hepti_mpi.planning.texts import decide
 from hepti_mpi.program.plan import Plan
 from hepti_mpi.reporting.tables import milliseconds, size, table
 from hepti_mpi.weights.calibration import Accuracy
@@ -55,8 +56,10 @@ def inspection_lines(store: Store, width: int | None = None) -> str:
     counts = (counted(ranks, "ranks") for ranks in RANK_COUNTS)
     lines += ["", "bytes of a rank's layers, even plan", table(("", *counts), rows, width)]
     lines.append(f"rank 0 also reads embedding and head: {size(outer)}, mapped from the file")
-    alone = [(name, "does not fit" if taken is None else milliseconds(taken)) for name, taken in alone_on_boards(store).items()]
-    lines += ["", table((f"{counted(min(BOARD_ROWS, spec.positions), 'rows')} on one described board alone", "predicted ms"), alone, width)]
+    kinds = ("first token ms", "ms of a token") if spec.generates else ("predicted ms",)
+    lacks = ("does not fit", *[""] * (len(kinds) - 1))
+    alone = [(name, *(lacks if taken is None else map(milliseconds, taken))) for name, taken in alone_on_boards(store).items()]
+    lines += ["", table((f"{counted(min(BOARD_ROWS, spec.positions), 'rows')} on one described board alone", *kinds), alone, width)]
     return "\n".join([*lines, f"several: python -m hepti_mpi plan --weights {quote(str(store.path))} --boards pi4,pi4,pi4,pi4 --mbit 940"])
 
 
@@ -95,6 +98,7 @@ def accuracy_line(found: Accuracy) -> str:
 def inspection_document(store: Store) -> dict[str, Any]:
     """Return the same as a JSON document, format hepti-inspection."""
     bytes_ = {name: {str(ranks): _fullest(store, layout, ranks) for ranks in RANK_COUNTS} for name, layout in STRATEGIES.items()}
+    alone = alone_on_boards(store)
     return {
         "format": "hepti-inspection",
         "format_version": 1,
@@ -108,7 +112,8 @@ def inspection_document(store: Store) -> dict[str, Any]:
         "outer_bytes": sum(piece.bytes for piece in root_slices(store.spec)),
         "fullest_rank_bytes": bytes_,
         "board_rows": min(BOARD_ROWS, store.spec.positions),
-        "board_seconds": alone_on_boards(store),
+        "board_seconds": {name: taken and taken[0] for name, taken in alone.items()},
+        **({"board_token_seconds": {name: taken and taken[1] for name, taken in alone.items()}} if store.spec.generates else {}),
     }
 
 
@@ -218,14 +223,21 @@ def description_document(board: Board, calls: Sequence[Call]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def alone_on_boards(store: Store) -> dict[str, float | None]:
-    """Return the predicted seconds of a request on one of each described board alone, None where its memory does not hold the model."""
-    spec, found = store.spec, dict[str, float | None]()
+def alone_on_boards(store: Store) -> dict[str, tuple[float, ...] | None]:
+    """Return the predicted seconds of a request on one of each described board alone, or of the first token of a text and of another, None
+    where its memory does not hold the model."""
+    spec, found = store.spec, dict[str, tuple[float, ...] | None]()
     rows = min(BOARD_ROWS, spec.positions)
+    added = min(BOARD_ROWS, max(1, spec.positions - rows))  # tokens, as `plan` does
+    text = Demand(1, rows + added // 2, rows, rows, mode="packed", kept=rows + added, prompt=rows, answer=added)
     for name in read_boards():
         profile = cluster_of([name], 1000.0, 1e-4, (spec.hidden, spec.ffn), spec.product_formats)
         try:
-            found[name] = choose(spec, store.source_hash, profile, Demand(rows, mode="packed")).chosen.price.seconds
+            if spec.generates:
+                written = decide("single", spec, store.source_hash, profile, text)
+                found[name] = written.prompt_seconds, written.seconds
+            else:
+                found[name] = (choose(spec, store.source_hash, profile, Demand(rows, mode="packed")).chosen.price.seconds,)
         except CapacityError:
             found[name] = None
     return found
