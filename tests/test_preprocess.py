@@ -364,9 +364,12 @@ def test_what_else_is_in_a_folder_is_named(tmp_path):
     assert left_out(spec, str(tmp_path)) is None and left_out(spec, str(tmp_path / "a.png")) is None and left_out(spec, None) is None
     for name in ("notes.txt", "Thumbs.db", "more"):
         (tmp_path / name).mkdir() if name == "more" else (tmp_path / name).write_text("x")
-    assert left_out(spec, str(tmp_path)) == f"of {tmp_path} are left out, for they are no pictures: Thumbs.db, more/, notes.txt"
-    (tmp_path / "z.csv").write_text("x")
-    assert left_out(spec, str(tmp_path)).endswith("Thumbs.db, more/, notes.txt and 1 more")
+    others = f"of {tmp_path} are left out, for they are no pictures: Thumbs.db, notes.txt"
+    assert left_out(spec, str(tmp_path)) == f"{others}; folders in {tmp_path} are not looked into: more/"
+    for name in ("y.csv", "z.csv"):
+        (tmp_path / name).write_text("x")
+    assert left_out(spec, str(tmp_path)).startswith(f"{others}, y.csv and 1 more; folders in ")
+    (tmp_path / "y.csv").unlink()
     (tmp_path / "a.png").unlink()
     refused("vit", tmp_path, "holds no pictures; it holds Thumbs.db, more/, notes.txt and 1 more")
 

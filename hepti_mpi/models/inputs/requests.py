@@ -292,7 +292,10 @@ def left_out(spec: ModelSpec, source: str | None) -> str | None:
     from hepti_mpi.models.inputs.images import find_pictures
 
     _, others = find_pictures(Path(source))
-    return f"of {source} are left out, for they are no pictures: {named(others)}" if others else None
+    files, folders = ([path for path in others if path.is_dir() == which] for which in (False, True))
+    said = [f"of {source} are left out, for they are no pictures: {named(files)}"] if files else []
+    said += [f"folders in {source} are not looked into: {named(folders)}"] if folders else []
+    return "; ".join(said) or None
 
 
 def named(paths: Sequence[Path]) -> str:
