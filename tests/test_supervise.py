@@ -440,6 +440,7 @@ def kept(tmp_path, output="a.jsonl", **more):
     return Kept(tmp_path / "hosts.profile.json", tmp_path / output if output else None, more.get("resume", False), said.append), said
 
 
+RATE = r": [0-9.,]+ texts a second, starting included"
 BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "s", "input_hash": "i"}, "refused": []}
 
 
@@ -458,7 +459,7 @@ def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
     finish(one)
     assert (tmp_path / "a.jsonl").read_text() == '{"input": "0"}\n{"input": "1"}\n{"input": "2"}\n'
     *_, summary, document = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(rf"3 texts answered in 0.\d\d s, with 2 starts; answers in {tmp_path / 'a.jsonl'}", summary), summary
+    assert re.fullmatch(rf"3 texts answered in 0.\d\d s, with 2 starts{RATE}; answers in {tmp_path / 'a.jsonl'}", summary), summary
     told = json.loads(document)
     assert told.pop("supervised").items() >= {"inputs": 3, "starts": 2}.items()
     assert told == {"format": "hepti-run", "embedding": "tokens", "errors": 0, "truncated": 0}
@@ -577,7 +578,7 @@ def test_what_was_answered_before_is_not_told_as_of_now(tmp_path, capsys):
         again.heard(record)
     finish(again)
     *_, summary, document = capsys.readouterr().out.splitlines()
-    assert re.fullmatch(r"3 texts answered, 2 of them before, in 0.\d\d s; answers in .*a.jsonl", summary), summary
+    assert re.fullmatch(r"3 texts answered, 2 of them before, in 0.\d\d s" + RATE + "; answers in .*a.jsonl", summary), summary
     assert json.loads(document)["supervised"]["before"] == 2
 
 

@@ -350,7 +350,9 @@ def supervised_lines(record: dict[str, Any], output: str | None) -> str:
     told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"
     again = f", with {counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
     before = f", {every['before']} of them before," if every["before"] else ""
-    return "\n".join([*left_over(record), f"{told} answered{before} in {duration(every['seconds'])}{again}{where}"])
+    new = answered - every["before"]
+    speed = f": {rate(new / every['seconds'])} {asked} a second, starting included" if new > 0 and every["seconds"] > 0 else ""
+    return "\n".join([*left_over(record), f"{told} answered{before} in {duration(every['seconds'])}{again}{speed}{where}"])
 
 
 def _decision_line(item: dict[str, Any]) -> str:
