@@ -196,3 +196,17 @@ def test_why_a_rank_is_left_out_under_each_strategy(name, options, words):
     named = [int(rank) for one in told for rank in re.findall(r"rank (\d) on", one)]
     assert sorted(named) == sorted(set(range(4)) - set(decision.chosen.plan.active)), "each once"
     assert not any("no plan that was priced" in one for one in told)
+
+
+@pytest.mark.parametrize("hosts, cores, said", [
+    (["a"] * 4, 2, ["a has 2 cores for 4 ranks, which take turns: that takes longer than predicted"]), (["a"] * 4, 4, []),
+    (["a", "a", "a", "b"], 2, ["a has 2 cores for 3 ranks, which take turns: that takes longer than predicted"]), (list("abcd"), 1, []),
+])  # fmt: skip
+def test_more_ranks_than_cores_are_told_where_a_plan_is_forced(hosts, cores, said):
+    """Four ranks on two cores took twice what was predicted, and nothing said why."""
+    profile = cluster((10,) * 4, mbit=1000, hosts=hosts)
+    profile = replace(profile, nodes=tuple(replace(node, cores=cores, threads=1) for node in profile.nodes))
+    for name in ("megatron", "voltage"):
+        assert [note for note in decide(name, BASE, "hash", profile, Demand(96)).notes if "take turns" in note] == said
+    emulated = replace(profile, versions=profile.versions | {"emulation": "pi4,pi4,pi4,pi4"})
+    assert not decide("megatron", BASE, "hash", emulated, Demand(96)).notes

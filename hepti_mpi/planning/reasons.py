@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.demand import Decision, Demand
 from hepti_mpi.planning.sharing import WORTH
+from hepti_mpi.program.plan import Plan
 from hepti_mpi.wording import counted
 
 SAME = 1.02  # times the predicted time that is no difference
@@ -92,6 +93,18 @@ def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
     more = sum(map(len, runs[MOST_NAMED:]))
     words += [f"{more} more"] * bool(more)
     return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
+
+
+def crowded(plan: Plan, profile: ClusterProfile) -> list[str]:
+    """Return a sentence on each host on which more ranks compute than it has cores: they take turns, which no price knows."""
+    found = []
+    every = {} if profile.emulated else {node.host: node.cores for node in profile.nodes}
+    for host, cores in every.items():
+        ranks = sum(plan.hosts[rank] == host for rank in plan.active)
+        if ranks > cores:
+            said = f"{host} has {counted(cores, 'cores')} for {counted(ranks, 'ranks')}, which take turns"
+            found.append(f"{said}: that takes longer than predicted")
+    return found
 
 
 def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, demand: Demand, decision: Decision) -> dict[int, str]:
