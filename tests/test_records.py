@@ -181,7 +181,8 @@ def test_answers_that_ended_for_their_length_are_counted(ends, said, tokens):
     answers = [SimpleNamespace(**each, finish_reason=end) for end in ends]
     record = generation.generation_record(SPEC, answers, 2.0)
     assert record["cut_off"] == ends.count("length")
-    lines = generation.generation_lines(record).splitlines()
+    lines = generation.generation_lines(record | {"output": "a.jsonl", "errors": 2, "truncated": 0}).splitlines()
+    assert lines[0] == "not answered, the place of each says why: 2" and lines[1].endswith("; answers in a.jsonl")
     assert (said in lines) if said else "cut off" not in "".join(lines)
 
 

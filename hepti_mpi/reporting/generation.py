@@ -10,7 +10,7 @@ from hepti_mpi.planning.writing import Writers
 from hepti_mpi.program.placement import Placement
 from hepti_mpi.program.plan import WIRES, in_words, kind_of
 from hepti_mpi.quantiles import median
-from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION, board_facts, emulated
+from hepti_mpi.reporting.records import RUN_FORMAT, RUN_VERSION, board_facts, emulated, left_over
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
 from hepti_mpi.reporting.teams import described
 from hepti_mpi.wording import counted
@@ -169,14 +169,16 @@ def stages_lines(found: Staged, hosts: Sequence[str], width: int | None = None) 
 def generation_lines(document: Mapping[str, Any]) -> str:
     """Return what people read of it."""
     made = counted(document["completion_tokens"], "tokens")
-    head, boards = f"{counted(document['requests'], 'answers')}, {made} in {duration(document['seconds'])}", list(emulated(document))
+    head, remarks = f"{counted(document['requests'], 'answers')}, {made} in {duration(document['seconds'])}", [*left_over(document)]
+    remarks += emulated(document)
+    written = f"; answers in {document['output']}" if document.get("output") else ""
     cut = [_cut_off(document)] if document["cut_off"] else []
     if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
-        return "\n".join([*boards, head, *cut])
+        return "\n".join([*remarks, head + written, *cut])
     each = f"the first token after {duration(document['ttft_seconds'])}, then {rate(document['tokens_per_second'])} a second"
     teams = document.get("teams", ())
     who = counted(len(teams), "teams") if teams else document.get("strategy")
-    lines = [*boards, f"{head} by {who}: {each}; {rate(document['all_tokens_per_second'])} a second of all together", *cut]
+    lines = [*remarks, f"{head} by {who}: {each}; {rate(document['all_tokens_per_second'])} a second of all together{written}", *cut]
     for team in teams:
         ranks = " and ".join(f"rank {rank}" for rank in team["members"])
         lines.append(f"{ranks}: {counted(team['texts'], 'texts')}, {counted(team['tokens'], 'tokens')}")

@@ -386,7 +386,7 @@ def too_late(parts: Mapping[str, float]) -> list[str]:
     return [*said, AGAIN] if said else []
 
 
-def left_over(record: dict[str, Any]) -> Iterator[str]:
+def left_over(record: Mapping[str, Any]) -> Iterator[str]:
     """Yield what became of inputs that were not answered as they are."""
     if record.get("errors"):
         yield f"not answered, the place of each says why: {record['errors']}"
