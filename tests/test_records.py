@@ -166,7 +166,8 @@ def test_texts_name_every_rank_and_candidate():
 def test_numbers_of_a_long_job_are_no_powers_of_ten():
     text = {"completion_tokens": 4321000, "requests": 9, "seconds": 2500.0, "tokens_per_second": 1234.5, "ttft_seconds": 1000.0}
     said = generation.generation_lines(text | {"cut_off": 0, "all_tokens_per_second": 1728.4, "strategy": "single", "ranks": []})
-    assert said.endswith("in 41 min 40 s by single: the first token after 16 min 40 s, then 1,234 a second; 1,728 a second of all together")
+    assert said.endswith("in 41 min 40 s by single: each has its first token after 16 min 40 s, its turn included, then 1,234 a "
+                         "second, in the median; 1,728 a second of all together")  # fmt: skip
     assert "links of 400000 Mbit/s and 1000000 us" in inspection.board_lines(["pi4"], 400_000, 1e6)
 
 

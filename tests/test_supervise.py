@@ -494,6 +494,19 @@ def test_what_was_not_answered_is_counted_in_the_summary(tmp_path, capsys):
     assert left.endswith("says why: 1") and summary.startswith("2 of 3 texts answered in 0.") and summary.endswith("a.jsonl")
 
 
+def test_what_is_kept_is_what_the_journal_holds(tmp_path):
+    """What was refused was counted as kept, and one fewer was found by whoever went on."""
+    one, _ = kept(tmp_path)
+    one.heard({**BEGIN, "refused": [[1, finished_answer({"input": ""}, "is empty")]]})
+    assert one.left() == ""
+    one.heard(answers(0))
+    assert one.left().startswith("1 of 3 answers are kept in ") and one.state().finished == [0, 1]
+    one.heard(answers(2))
+    tally = one.write()
+    assert (tally.inputs, tally.errors) == (3, 1)
+    assert [json.loads(line)["input"] for line in (tmp_path / "a.jsonl").read_text().splitlines()] == ["0", "", "2"]
+
+
 @pytest.mark.parametrize("output", ["a.jsonl", None])
 def test_progress_counts_what_was_left_to_do(tmp_path, output):
     """Neither what was refused, nor what was kept before, nor what two starts answered twice."""

@@ -242,11 +242,12 @@ def _entries(found: "list[ClusterProfile]") -> str:
 
 def _draw_scale(method: str, spec: "ModelSpec", source_hash: str, profile: "ClusterProfile", demand: Any, picture: Path) -> None:
     from hepti_mpi.planning.scale import by_ranks
-    from hepti_mpi.reporting import plots
 
     chosen = by_ranks(method, spec, source_hash, profile, demand)
     for ranks, best in chosen.items():
         SCREEN.show(f"the first {counted(ranks, 'ranks')}: {best.price.seconds * 1e3:.0f} ms on {len(best.plan.active)} of them")
+    from hepti_mpi.reporting import plots  # says what it lacks: only the picture needs that
+
     latencies, used = [best.price.seconds for best in chosen.values()], [len(best.plan.active) for best in chosen.values()]
     plots.plot_scale(list(chosen), latencies, used, picture, f"{spec.name}, {counted(demand.rows, 'rows')}: the best plan on n ranks")
     SCREEN.say(f"picture written to {picture}")

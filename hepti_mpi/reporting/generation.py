@@ -175,7 +175,10 @@ def generation_lines(document: Mapping[str, Any]) -> str:
     cut = [_cut_off(document)] if document["cut_off"] else []
     if document["tokens_per_second"] is None or document["ttft_seconds"] is None:
         return "\n".join([*remarks, head + written, *cut])
-    each = f"the first token after {duration(document['ttft_seconds'])}, then {rate(document['tokens_per_second'])} a second"
+    waits, speed = duration(document["ttft_seconds"]), rate(document["tokens_per_second"])
+    each = f"the first token after {waits}, then {speed} a second"
+    if document["requests"] > 1:
+        each = f"each has its first token after {waits}, its turn included, then {speed} a second, in the median"
     teams = document.get("teams", ())
     who = counted(len(teams), "teams") if teams else document.get("strategy")
     lines = [*remarks, f"{head} by {who}: {each}; {rate(document['all_tokens_per_second'])} a second of all together{written}", *cut]

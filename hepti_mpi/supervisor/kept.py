@@ -99,7 +99,7 @@ class Kept:
         self.output, self.resume, self.say = output, resume, say
         self.known = Known(saved, fresh, say)
         self.journal: Journal | None = None
-        self.finished = Answers()
+        self.finished, self.refused = Answers(), dict[int, Finished]()
         self.begun = Begun()
         self.texts: dict[str, Any] | None = None  # what is asked of each text, where answers are texts
         self.count: int | None = None
@@ -123,7 +123,7 @@ class Kept:
     def state(self) -> State:
         """Return what the next start need not do again."""
         begun = self.begun_before if self.count is None else self.begun
-        return State(sorted({*self.before, *self.finished}), list(self.known.profiles), begun=begun)
+        return State(sorted({*self.before, *self.finished, *self.refused}), list(self.known.profiles), begun=begun)
 
     def heard(self, record: dict[str, Any]) -> None:
         """Take one record in. Raises: InputError when the journal is another run's or cannot be written."""
@@ -156,7 +156,7 @@ class Kept:
             differs = next(key for key in head if head[key] != self.head.get(key))
             raise InputError(f"the first host has another {differs} now ({head[differs]}, before {self.head[differs]}): "
                              "give all hosts the same input and store")  # fmt: skip
-        self.finished.hold((place, checked(item)) for place, item in record["refused"])
+        self.refused.update((place, checked(item)) for place, item in record["refused"])
         self.since, self.starts = None, self.starts + 1
 
     def _keep(self, record: dict[str, Any]) -> None:
@@ -174,7 +174,7 @@ class Kept:
             if self.since is None:
                 self.since, self.there = time.monotonic(), self._progress()
         if self.meter is not None and self.meter.total is None:
-            self.meter.count_from(len(new), (self.count or 0) - len({*self.finished, *self.before}) + len(new))
+            self.meter.count_from(len(new), (self.count or 0) - len({*self.finished, *self.refused, *self.before}) + len(new))
         elif self.meter is not None:
             self.meter.advance(len(new))
 
@@ -189,7 +189,7 @@ class Kept:
     def _progress(self) -> float:
         """Return how many answers there are; of a text that is not finished the part of its tokens."""
         most = self.texts["max_tokens"] if self.texts else 1
-        return len(self.finished) + sum(min(1.0, len(tokens) / most) for tokens in self.begun.values())
+        return len(self.finished) + len(self.refused) + sum(min(1.0, len(tokens) / most) for tokens in self.begun.values())
 
     def interrupted(self) -> str:
         """Say what is kept of a run that is interrupted now, and what goes on with it."""
@@ -206,6 +206,7 @@ class Kept:
         """Write the output, where there is one; return what became of all inputs. Raises InputError when answers are missing."""
         if self.already is not None:
             return self.already.tally
+        self.finished.hold((place, item) for place, item in self.refused.items() if place not in self.finished)
         if self.output is None:
             return self.finished.tally(self.count or 0)
         tally = write_signed(self.output, self.finished, self.head)
