@@ -136,6 +136,11 @@ class ClusterProfile:
         return self.versions.get(EMULATION, "")
 
     @property
+    def cores(self) -> dict[str, int]:
+        """The cores of each host, by its name; none where ranks pretend to be boards, which share nothing."""
+        return {} if self.emulated else {node.host: node.cores for node in self.nodes}
+
+    @property
     def measured(self) -> tuple[Any, ...]:
         """What was measured: a file keeps one entry for each of these."""
         threads = tuple((node.host, node.cores, node.threads, (node.alone or node).threads) for node in self.nodes)

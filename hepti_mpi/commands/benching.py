@@ -283,8 +283,7 @@ def show(
     above = {name: comparison.above_of(sample, store.spec, profile, demand.rows, bounds) for name, sample in samples.items()}
     whole = bench.segments.store.spec.layers == store.spec.layers
     model = store.spec.name if whole else f"{store.spec.name}-{store.spec.layers}-layers"
-    cores = {} if profile.emulated else {node.host: node.cores for node in profile.nodes}
-    found = comparison.Found(model, demand.rows, where, machine.boards, samples, bounds, about, above, cores)
+    found = comparison.Found(model, demand.rows, where, machine.boards, samples, bounds, about, above, profile.cores)
     records, failure = list(comparison.lines(found)), None
     if made["output"] is not None:
         try:

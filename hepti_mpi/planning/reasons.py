@@ -1,6 +1,7 @@
 """Why a plan leaves ranks out, in sentences. Pure: reads a decision, decides nothing."""
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.planning.demand import Decision, Demand
@@ -97,14 +98,15 @@ def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
 
 def crowded(plan: Plan, profile: ClusterProfile) -> list[str]:
     """Return a sentence on each host on which more ranks compute than it has cores: they take turns, which no price knows."""
-    found = []
-    every = {} if profile.emulated else {node.host: node.cores for node in profile.nodes}
-    for host, cores in every.items():
-        ranks = sum(plan.hosts[rank] == host for rank in plan.active)
-        if ranks > cores:
-            said = f"{host} has {counted(cores, 'cores')} for {counted(ranks, 'ranks')}, which take turns"
-            found.append(f"{said}: that takes longer than predicted")
-    return found
+    cores, found = profile.cores, crowds(plan, profile.cores).items()
+    said = (f"{host} has {counted(cores[host], 'cores')} for {counted(ranks, 'ranks')}" for host, ranks in found)
+    return [f"{one}, which take turns: that takes longer than predicted" for one in said]
+
+
+def crowds(plan: Plan, cores: Mapping[str, int]) -> dict[str, int]:
+    """Return how many ranks compute on each host that has fewer `cores`."""
+    ranks = Counter(plan.hosts[rank] for rank in plan.active)
+    return {host: ranks[host] for host, count in cores.items() if ranks[host] > count}
 
 
 def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, demand: Demand, decision: Decision) -> dict[int, str]:

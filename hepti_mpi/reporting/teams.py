@@ -137,7 +137,7 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
     if alone and (lacking := sorted(busy - found.alone.keys())):
         fits.append(f"the whole model does not fit on {named(lacking, hosts)}")
     resting = sorted(set(range(len(hosts))) - busy)
-    cores = {node.host: node.cores for node in found.profile.nodes} if not found.profile.emulated else {}
+    cores = found.profile.cores
     crowded = max(found.others.values(), default=0.0) > found.rate
     limit = f"more of them would have to promise more than {rate(rows * WORTH * found.rate)} rows/s"
     sooner = f"ranks of one host slow each other down by more than prices know: {limit}" if crowded else "that is sooner"
