@@ -110,7 +110,7 @@ def test_more_ranks_than_cores_are_told_with_the_methods_that_have_them(samples)
                for name, one in samples.items()}  # fmt: skip
     said = comparison.crowded(replace(found(crowded), cores={"vm": 2}))
     names = [name for name, count in ranks.items() if count > 2]
-    assert said == [f"vm has 2 cores for up to 3 ranks of one method, which take turns: predicted too soon are {', '.join(names)}"]
+    assert said == [f"vm has 2 cores for up to 3 ranks of one method, which take turns: predicted too soon may be {', '.join(names)}"]
 
 
 def test_a_large_difference_says_of_what_it_is(samples):

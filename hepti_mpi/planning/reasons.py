@@ -100,7 +100,7 @@ def crowded(plan: Plan, profile: ClusterProfile) -> list[str]:
     """Return a sentence on each host on which more ranks compute than it has cores: they take turns, which no price knows."""
     cores, found = profile.cores, crowds(plan, profile.cores).items()
     said = (f"{host} has {counted(cores[host], 'cores')} for {counted(ranks, 'ranks')}" for host, ranks in found)
-    return [f"{one}, which take turns: that takes longer than predicted" for one in said]
+    return [f"{one}, which take turns: that may take longer than predicted" for one in said]
 
 
 def crowds(plan: Plan, cores: Mapping[str, int]) -> dict[str, int]:

@@ -148,7 +148,7 @@ def crowded(found: Found) -> list[str]:
         names = [name for name, some in every.items() if host in some]
         if names:
             ranks = f"up to {counted(max(every[name][host] for name in names), 'ranks')} of one method, which take turns"
-            said.append(f"{host} has {counted(cores, 'cores')} for {ranks}: predicted too soon are {', '.join(names)}")
+            said.append(f"{host} has {counted(cores, 'cores')} for {ranks}: predicted too soon may be {', '.join(names)}")
     return said
 
 
