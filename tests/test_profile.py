@@ -2,9 +2,11 @@ import json
 import math
 import os
 import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +15,8 @@ from clusters import cluster
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.profile import ClusterProfile, first_ranks, from_json, load, matching, mismatch, scaled
 from hepti_mpi.commands import main
+from hepti_mpi.engine import glance
+from hepti_mpi.engine.cores import Cores
 from hepti_mpi.errors import ProfileError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.weights import writing
@@ -248,3 +252,17 @@ def test_a_profile_that_was_not_measured_again_says_of_when_it_is(monkeypatch, t
     assert kept["profiles"][0]["date"].endswith(" UTC")
     os.utime("p.json", (0, 0))  # the file's own date is not the entry's
     assert re.search(r"\np\.json, as it was measured on 20\d\d-.* UTC, since it still matches; --fresh measures again\n$", second.output)
+
+
+def test_a_rank_whose_threads_find_no_core_is_not_taken_for_a_faster_one(monkeypatch):
+    """By the time that its cores worked it was up to 1.9 times as fast as its profile, which was measured again on an idle machine."""
+    model = random_model("minilm").spec
+    weights = glance.chained(model)[1]
+    here = cluster((1.0, 1.0))
+    node = replace(here.nodes[0], threads=1, glance_seconds_per_weight=0.01 / weights)
+    nodes = [replace(node, alone=replace(node, threads=2))] * 4
+    asleep = SimpleNamespace(run=lambda outputs, rows: time.sleep(0.01))  # takes its time, and no core's
+    monkeypatch.setattr(glance, "products", lambda *args: asleep)
+    place = Cores(0, [node.host] * 4, [0, 1], [0, 1], 1, 2)
+    monkeypatch.setattr(Cores, "use", lambda self, alone: self.alone_threads if alone else self.threads)
+    assert 0.1 < glance.sooner(place, model, nodes) < 1.1

@@ -21,7 +21,6 @@ from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.ranks import Comm
 from hepti_mpi.engine.cores import Cores
 from hepti_mpi.engine.edges import edges_of
-from hepti_mpi.engine.glance import cpu_time
 from hepti_mpi.engine.timing import Timers, timers
 from hepti_mpi.models.spec import ModelSpec
 
@@ -47,7 +46,7 @@ def measured(
     clock: Callable[[], float] = time.perf_counter
     alone_clock = clock
     if crowd > len(cores.whole) and not emulation.on:  # both by the same kind of clock: what else the machine does must not decide
-        clock, alone_clock = partial(cpu_time, cores.threads), partial(cpu_time, cores.alone_threads)
+        clock, alone_clock = partial(_cpu_time, cores.threads), partial(_cpu_time, cores.alone_threads)
     world.barrier()  # the others rest while one has all cores
     one_alone, alone = cores.leads and cores.two_ways, None
     threads = cores.use(alone=one_alone)
@@ -147,6 +146,10 @@ def _time(call: Callable[[], None], seconds: float, clock: Callable[[], float], 
         times.append(clock() - begin)
         spans.append(time.perf_counter() - start)
         more -= 1
+
+
+def _cpu_time(threads: int) -> float:
+    return time.process_time() / threads
 
 
 def _waits(spans: Sequence[float], times: Sequence[float]) -> float:
