@@ -62,6 +62,14 @@ def test_what_is_no_json_costs_its_line(tmp_path):
     ]  # fmt: skip
 
 
+def test_what_is_said_twice_costs_its_line(tmp_path):
+    """The last of two texts was answered, without a word; two columns of a table were refused."""
+    items = read(tmp_path, "x.jsonl", b'{"text": "a", "text": "b"}\n{"text": "c", "more": {"id": 1, "id": 2}}\n{"text": "d"}')
+    assert [item.error for item in items] == [
+        'line 1 of x.jsonl is not taken as JSON: it has "text" twice', 'line 2 of x.jsonl is not taken as JSON: it has "id" twice', None,
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("name, content, expected", [
     ("x.jsonl", '{"q": "a"}\n{"Q": "b", "id": 1}\n{"q": ""}', [("a", None), ('{"Q": "b", "id": 1}', None), ("", None)]),
     ("x.jsonl", '{"q": "a", "text": "' + "b" * 2000 + '"}\n{"text": "' + "b" * 2000 + '"}',

@@ -56,3 +56,10 @@ def test_where_a_body_is_no_json_is_said_to_the_end(body, where):
     with pytest.raises(Refused, match=f"is not JSON: .*{where}") as caught:
         parsed(body)
     assert caught.value.status == 400
+
+
+def test_a_body_that_says_something_twice_is_refused():
+    """The last was answered."""
+    with pytest.raises(Refused, match='the body is not taken as JSON: it has "input" twice') as caught:
+        parsed(b'{"input": "a", "input": "b"}')
+    assert caught.value.status == 400

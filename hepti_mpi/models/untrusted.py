@@ -4,6 +4,8 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,19 @@ def whole_number(word: str) -> int:
     if len(word) > MOST_DIGITS:
         raise ValueError(f"a number has {len(word)} digits")
     return int(word)
+
+
+def each_once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of an object of JSON, for json's object_pairs_hook. Raises ValueError where one is there twice: which is meant?
+
+    >>> each_once([("text", "a"), ("id", 1)])
+    {'text': 'a', 'id': 1}
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"it has {json.dumps(shown(twice, 40))} twice")
+    return found
 
 
 def is_number(value: object) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from hepti_mpi.errors import InputError, reason_of
-from hepti_mpi.models.untrusted import half_character, shown, whole_number
+from hepti_mpi.models.untrusted import each_once, half_character, shown, whole_number
 
 TEXT_LIMIT = 1 << 28  # bytes of one text file
 TEXT, PAIR, ID = "text", "text_pair", "id"  # fields and columns that are looked for where none is named
@@ -210,8 +210,8 @@ def _objects(lines: Sequence[tuple[str, str]], name: str, reading: Reading) -> l
 
 
 def json_value(line: str) -> Any:
-    """Return the value of JSON whose numbers can be written again. Raises ValueError or RecursionError."""
-    return json.loads(line, parse_constant=_no_constant, parse_float=_finite, parse_int=whole_number)
+    """Return the value of JSON whose numbers can be written again, and which says nothing twice. Raises ValueError or RecursionError."""
+    return json.loads(line, object_pairs_hook=each_once, parse_constant=_no_constant, parse_float=_finite, parse_int=whole_number)
 
 
 def no_json(where: str, error: ValueError | RecursionError) -> str:

@@ -19,9 +19,10 @@ SHOWN = 60
 def parsed(body: bytes) -> "Fields":
     """Return the fields of a body. Raises Refused."""
     try:
-        value = json.loads(body)
+        value = json.loads(body, object_pairs_hook=untrusted.each_once)
     except (ValueError, RecursionError) as error:
-        raise Refused(400, f"the body is not JSON: {untrusted.shown(error)}") from None
+        what = "is not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else "is not taken as JSON"
+        raise Refused(400, f"the body {what}: {untrusted.shown(error)}") from None
     if not isinstance(value, dict):
         raise Refused(422, f"the body is {_kind(value)}, expected an object")
     return Fields(value)
