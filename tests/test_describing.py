@@ -37,9 +37,11 @@ def test_the_figures_follow_from_the_calls():
 
 
 def test_the_entry_is_read_again(tmp_path):
-    board = describing._board("my-box", 'a "box" \\ of mine', 2, 8 << 30, "today", calls_of(PI))
+    title = 'a "box" \\ of mine' + ", which has a name that is longer than a line of a terminal"
+    board = describing._board("my-box", title, 2, 8 << 30, "2026-12-01 03:10 UTC", calls_of(PI))
     file = tmp_path / "boards.toml"
     file.write_text(entry(board))
+    assert max(map(len, entry(board).splitlines())) < 80  # a terminal broke them within words
     (found,) = read_boards(file).values()
     assert (found.name, found.title, found.cores, found.sources) == (board.name, board.title, 2, board.sources)
     assert found.float32 == pytest.approx(board.float32, rel=0.01) and found.memory_bytes == 8 << 30

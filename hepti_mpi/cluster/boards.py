@@ -6,6 +6,7 @@ Knows the file and the model of a call's time; does not know models, plans or ra
 import json
 import re
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,6 +21,7 @@ FILE = Path(__file__).with_name("boards.toml")
 FIGURES = ("float32_gflops", "int8_gops", "int4_gops", "memory_gbs", "call_us")
 SOURCES = ("measured", "published", "derived")
 MOST_BOARDS = 1024
+WIDTH = 78  # columns of what is printed to be copied
 LAB, MOST_TIMES = "lab", 1000.0  # the board that a factor alone makes slower
 ROWS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 384)
 
@@ -159,11 +161,20 @@ def read_boards(file: Path = FILE) -> dict[str, Board]:
 
 
 def entry(board: Board) -> str:
-    """Return a board as it stands in the file."""
+    """Return a board as it stands in the file, in lines that a terminal does not break."""
     values = (board.float32 * 1e-9, board.int8 * 1e-9, board.int4 * 1e-9, board.memory * 1e-9, board.call_seconds * 1e6)
-    lines = [f"[{board.name}]", f"title = {json.dumps(board.title)}", f"cores = {board.cores}"]
+    lines = [f"[{board.name}]", _line("title", board.title), f"cores = {board.cores}"]
     lines += [f"memory_gib = {board.memory_bytes / (1 << 30):.3g}", *(f"{key} = {value:.3g}" for key, value in zip(FIGURES, values))]
-    return "\n".join([*lines, f"[{board.name}.source]", *(f"{key} = {json.dumps(board.sources[key])}" for key in FIGURES)])
+    return "\n".join([*lines, f"[{board.name}.source]", *(_line(key, board.sources[key]) for key in FIGURES)])
+
+
+def _line(key: str, text: str) -> str:
+    """Return a text of a TOML file, which is in several lines where one would be too long. Source: TOML 1.0, "line ending backslash"."""
+    line = f"{key} = {json.dumps(text)}"
+    if len(line) <= WIDTH:
+        return line
+    parts = [json.dumps(part)[1:-1] for part in textwrap.wrap(text, WIDTH - 4, break_long_words=False, break_on_hyphens=False)]
+    return f'{key} = """\\\n  ' + " \\\n  ".join(parts) + '"""'
 
 
 def check_name(name: str, place: str) -> None:

@@ -1,6 +1,5 @@
 """The profile command: speed, links and memory of all ranks, or a description of this machine as a board."""
 
-import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,6 @@ from hepti_mpi.commands.screen import SCREEN
 
 if TYPE_CHECKING:
     from hepti_mpi.commands.session import Session
-
-BUSY = 0.5  # load from which a machine is measured too slow
 
 
 @click.command()
@@ -76,6 +73,7 @@ def _check_place(session: "Session", output: Path | None) -> None:
 
 def _describe(name: str, threads: int | None) -> None:
     """Describe this machine as a board, and show real calls beside what that says."""
+    from hepti_mpi.cluster import load
     from hepti_mpi.cluster.boards import check_name, entry
     from hepti_mpi.engine import describing
     from hepti_mpi.engine import machine as machines
@@ -87,13 +85,14 @@ def _describe(name: str, threads: int | None) -> None:
     with machines.together(machine.world):
         if not machine.world.alone:
             raise PlanError(f"--describe is for one rank and this job has {machine.world.size}; start it without mpirun")
-    before = os.getloadavg()[0]
     used, made = machine.cores.threads, machines.made()
     title = machines.processor() + f", {used} of them" * (used < len(machine.cores.whole))
+    watch = load.Watch(machine.cores.whole)
     with meanwhile("measuring calls of every kind"):
         board, calls = describing.describe(name, title, used, made["date"])
-    if used > 1 and before > BUSY:
-        SCREEN.say(f"this machine had other work (load {before:.1f}): with all its threads the figures are too low")
+    others = watch.others(watch.spent)
+    if used > 1 and others > machines.BUSY:  # a lone thread's own time leaves out what else the machine does
+        SCREEN.say(f"others had {others:.0%} of this machine's cores meanwhile: the figures are too low")
     SCREEN.copied(entry(board) + "\n")
     SCREEN.show(call_lines(board, calls, SCREEN.width))
     SCREEN.document(description_document(board, calls))
