@@ -13,6 +13,7 @@ from hepti_mpi.commands import writers
 from hepti_mpi.commands.meter import meanwhile
 from hepti_mpi.commands.record import put_record, write_out
 from hepti_mpi.commands.screen import SCREEN, asked_of
+from hepti_mpi.commands.terminal import is_typed
 from hepti_mpi.commands.writers import Loaded, Machining
 from hepti_mpi.commands.writing import SLOTS, Writing
 
@@ -57,7 +58,7 @@ def generate(session: "Session", question: "Question", writing: Writing, machini
     with world.patience.slower(), together(world):
         _check(question, writing)
         if session.root:
-            with meanwhile("reading", shown=channel.state_path() is None):
+            with meanwhile("reading", shown=channel.state_path() is None and not is_typed(question.source)):
                 task = _asked(session, question, writing, machining.options)
     wanted = world.from_root(_wanted(session, task, writing) if task is not None else None)
     result, ran = Result(), None

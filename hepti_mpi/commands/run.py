@@ -33,6 +33,7 @@ from hepti_mpi.commands.options import (
 )
 from hepti_mpi.commands.record import put_record, write_out
 from hepti_mpi.commands.screen import SCREEN
+from hepti_mpi.commands.terminal import is_typed
 from hepti_mpi.commands.writing import Writing, no_text, refuse_for_text, writing_options
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ def _taken_in(session: "Session", question: "Question", choice: Choice, toleranc
     with world.patience.slower(), together(world):
         if session.root:
             state = read_state(state_file) if state_file else state
-            with meanwhile("reading", shown=state_file is None):  # 100,000 texts, or as many answers that are there, take their time
+            seen = state_file is None and not is_typed(question.source)
+            with meanwhile("reading", shown=seen):  # 100,000 texts, or as many answers that are there, take their time
                 found = _asked(session, question, choice, tolerance, state if state_file else None)
     shapes = found.desk.scheduler.shapes if found is not None else []
     typical, batches = world.from_root([typical_rows(shapes) if shapes else None, question.repeat * len(shapes)])

@@ -52,6 +52,11 @@ def path(descriptor: int) -> str | None:
     return found if found is not None and found.startswith(("/dev/pts/", "/dev/tty")) else None
 
 
+def is_typed(source: str | None) -> bool:
+    """Tell whether an input is what people type, whose lines are on the terminal that they see."""
+    return source == "-" and path(IN) is not None
+
+
 @cache
 def console(descriptor: int) -> "Console":
     from rich.console import Console
