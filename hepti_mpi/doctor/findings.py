@@ -84,7 +84,7 @@ def hostfile_finding(hostfile: str, host: str, number: int, said: Sequence[str],
     the host is to be left out."""
     mend = f"write the line: {line}" if line else f"take it out, and each other line of {host}"
     return Finding(host, f"{hostfile}, line {number}: {', and '.join(said)}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
-                   f"{mend}; doctor --write FOLDER writes such a file")  # fmt: skip
+                   f"{mend}; doctor --write FOLDER writes one for mpirun, with one rank a host")  # fmt: skip
 
 
 def _on(host: str, facts: Facts, command: str) -> str:

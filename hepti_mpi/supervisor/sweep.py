@@ -87,15 +87,17 @@ def _last_words(text: str) -> str:
 
 
 def sweep(host: Host, path: Path, marks: Sequence[str], content: bytes, say: Callable[[str], None]) -> bool:
-    """Do the same on another host; learn what it calls itself. Tell whether it could be done."""
+    """Do the same on another host; learn what it calls itself. Tell whether it could be done, and say why not."""
     if not (answers(host) or answers(host)):
-        if not addresses(sought := host.door[0] if host.door else host.name):
-            say(f"nobody here knows the name {sought}: write its address into the hostfile, or address and name into /etc/hosts")
+        known = addresses(sought := host.door[0] if host.door else host.name)
+        unknown = f"nobody here knows the name {sought}: write its address into the hostfile, or address and name into /etc/hosts"
+        say(f"{host.name} does not answer" if known else unknown)
         return False
     words = [*host.ssh(), shlex.join([sys.executable, "-c", SWEEP, str(path), *marks])]
     try:
         done = subprocess.run(words, input=content, capture_output=True, timeout=SSH_SECONDS, env=os.environ | {"HEPTI_SWEEP": "1"})
     except subprocess.TimeoutExpired:
+        say(f"{host.name} cannot be used: ssh to it took longer than {SSH_SECONDS} s")
         return False
     if done.returncode:
         said = _last_words(done.stderr.decode(errors="replace"))
