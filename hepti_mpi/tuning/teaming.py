@@ -23,7 +23,7 @@ from hepti_mpi.tuning.prepare import Goal
 from hepti_mpi.weights.store import Store
 
 TRIED_PART, TRIES = 4, 3  # of a batch is what is tried, and how often after the first
-BELIEVED = 0.75, 2.0  # times as long as priced
+BELIEVED = 0.5, 2.0  # times as long as priced
 UNKNOWN = 1e-3  # seconds for each row of a team of which nobody knows
 
 
