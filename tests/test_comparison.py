@@ -99,18 +99,19 @@ def test_the_table_fits_the_screen(samples, width):
     assert max(len(line) for line in text.splitlines() if line.startswith(("method", "hepti", "megatron", "single"))) <= width
 
 
-def test_more_ranks_than_cores_are_told_with_the_methods_that_have_them(samples):
-    assert "take turns" not in table_of(samples)
+def test_ranks_of_one_host_are_told_with_the_methods_that_have_them(samples):
+    assert "slow each other" not in table_of(samples)
     ranks = {name: len(one.part.plan.active) for name, one in samples.items()}
     assert ranks["megatron"] == 3 and ranks["single"] == 1
     hosts = samples["megatron"].part.plan.hosts
     one = replace(found(samples), cores=dict.fromkeys(hosts, 1))
-    assert "take turns" not in comparison.comparison(one, {})
+    assert "slow each other" not in comparison.comparison(one, {})
     crowded = {name: replace(one, part=SimpleNamespace(plan=replace(one.part.plan, hosts=("vm",) * 3), program=one.part.program))
                for name, one in samples.items()}  # fmt: skip
     said = comparison.crowded(replace(found(crowded), cores={"vm": 2}))
-    names = [name for name, count in ranks.items() if count > 2]
-    assert said == [f"vm has 2 cores for up to 3 ranks of one method, which take turns: predicted too soon may be {', '.join(names)}"]
+    names = [name for name, count in ranks.items() if count > 1]
+    why = "which slow each other down by more than prices know"
+    assert said == [f"vm has 2 cores for up to 3 ranks of one method, {why}: predicted too soon may be {', '.join(names)}"]
 
 
 def test_a_large_difference_says_of_what_it_is(samples):

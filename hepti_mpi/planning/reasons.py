@@ -11,6 +11,7 @@ from hepti_mpi.wording import counted
 
 SAME = 1.02  # times the predicted time that is no difference
 MOST_NAMED = 6
+BESIDE = "slow each other down by more than prices know"  # ranks of one host, which share its memory, its caches and maybe its cores
 
 
 def reasons(decision: Decision) -> Iterator[str]:
@@ -63,7 +64,7 @@ def _why(decision: Decision, rank: int) -> tuple[str, float | None]:
     with_it = decision.with_rank[rank]
     if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
         limit = f"a plan with it is chosen below {best / WORTH * 1e3:.1f} ms only"
-        return f"ranks of one host slow each other down by more than prices know, so {limit}", with_it
+        return f"ranks of one host {BESIDE}, so {limit}", with_it
     with_it = max(with_it, best)  # the chosen one was priced more exactly
     if with_it >= SAME * best:
         return "exchanges with it and waiting for it take longer than it saves", with_it
@@ -97,16 +98,16 @@ def named(ranks: Sequence[int], hosts: Sequence[str]) -> str:
 
 
 def crowded(plan: Plan, profile: ClusterProfile) -> list[str]:
-    """Return a sentence on each host on which more ranks compute than it has cores: they take turns, which no price knows."""
+    """Return a sentence on each host on which several ranks compute: they slow each other down by what no price knows (sharing.py)."""
     cores, found = profile.cores, crowds(plan, profile.cores).items()
     said = (f"{host} has {counted(cores[host], 'cores')} for {counted(ranks, 'ranks')}" for host, ranks in found)
-    return [f"{one}, which take turns: that may take longer than predicted" for one in said]
+    return [f"{one}, which {BESIDE}: that may take longer than predicted" for one in said]
 
 
 def crowds(plan: Plan, cores: Mapping[str, int]) -> dict[str, int]:
-    """Return how many ranks compute on each host that has fewer `cores`."""
+    """Return how many ranks compute on each of the hosts that are known by their `cores`, where there are several."""
     ranks = Counter(plan.hosts[rank] for rank in plan.active)
-    return {host: ranks[host] for host, count in cores.items() if ranks[host] > count}
+    return {host: ranks[host] for host in cores if ranks[host] > 1}
 
 
 def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, demand: Demand, decision: Decision) -> dict[int, str]:

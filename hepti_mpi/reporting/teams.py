@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from hepti_mpi.models.spec import ModelSpec
-from hepti_mpi.planning.reasons import named
+from hepti_mpi.planning.reasons import BESIDE, named
 from hepti_mpi.planning.sharing import WORTH
 from hepti_mpi.planning.teams import Arrangement
 from hepti_mpi.program.placement import Placement, Stage, Team
@@ -140,7 +140,7 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
     cores = found.profile.cores
     crowded = max(found.others.values(), default=0.0) > found.rate
     limit = f"more of them would have to promise more than {rate(rows * WORTH * found.rate)} rows/s"
-    sooner = f"ranks of one host slow each other down by more than prices know: {limit}" if crowded else "that is sooner"
+    sooner = f"ranks of one host {BESIDE}: {limit}" if crowded else "that is sooner"
     crowds = {host: sum(hosts[rank] == host for rank in busy) for host in cores}
     return "\n".join([
         table(("team", "does", f"ms for each batch of {rows} rows", "rows/s"), lines, width),

@@ -9,7 +9,7 @@ import numpy as np
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.bound import Bound
-from hepti_mpi.planning.reasons import crowds
+from hepti_mpi.planning.reasons import BESIDE, crowds
 from hepti_mpi.program.plan import kind_of
 from hepti_mpi.program.steps import Compute
 from hepti_mpi.reporting.above import Above, Measured, above_bound
@@ -142,12 +142,12 @@ def comparison(found: Found, refused: Mapping[str, str], width: int | None = Non
 
 
 def crowded(found: Found) -> list[str]:
-    """Return a sentence on each host on which more ranks of a method compute than it has cores: they take turns, which no price knows."""
+    """Return a sentence on each host on which several ranks of a method compute: they slow each other down by what no price knows."""
     said, every = [], {name: crowds(sample.part.plan, found.cores) for name, sample in found.samples.items()}
     for host, cores in found.cores.items():
         names = [name for name, some in every.items() if host in some]
         if names:
-            ranks = f"up to {counted(max(every[name][host] for name in names), 'ranks')} of one method, which take turns"
+            ranks = f"up to {counted(max(every[name][host] for name in names), 'ranks')} of one method, which {BESIDE}"
             said.append(f"{host} has {counted(cores, 'cores')} for {ranks}: predicted too soon may be {', '.join(names)}")
     return said
 
