@@ -14,7 +14,7 @@ from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.search import choose
 from hepti_mpi.program import placement
 from hepti_mpi.program.steps import Compute, Sync
-from hepti_mpi.reporting import generation, inspection, records, tables, teams
+from hepti_mpi.reporting import generation, inspection, records, summary, tables, teams
 
 SPEC = random_model("tiny-bert").spec
 
@@ -85,7 +85,7 @@ def test_what_a_reader_must_know(boards, late, wire, expected):
     record = record_of(replace(made().chosen.plan, wire=wire))
     record["ranks"] = [item | {"emulated_board": board, "late": late} for item, board in zip(record["ranks"], boards)]
     record = json.loads(json.dumps(record | {"wire_error": 0.0123}))
-    lines = records.run_lines(record, None).splitlines()
+    lines = summary.run_lines(record, None).splitlines()
     assert [line for line in lines if "emulated" in line or "on the wire" in line] == expected
 
 
@@ -140,7 +140,9 @@ def test_the_record_of_a_run():
     assert record["latency_seconds"] == {"median": 0.2, "p90": pytest.approx(0.28), "min": 0.1, "max": 0.3}
     assert record["startup_seconds"] == {"profile": 0.0, "plan": 0.5, "fetch": 0.0, "load": 0.0, "settle": 0.0, "warm_up": 0.0}
     assert (record["requests"], record["rows"], record["model"], record["family"]) == (9, 8, "tiny-bert", "bert")
-    assert record["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
+    assert record["predicted_seconds"] is None, "of other rows than the plan is of"
+    same = record_of(plan, rows=(97, 97, 97))
+    assert same["predicted_seconds"] == pytest.approx(plan.predicted_seconds, rel=1e-5)
     assert [item["rank"] for item in record["ranks"]] == [0, 1, 2]
     assert record["ranks"][2] == {
         "rank": 2, "host": "pi2", "threads": 4, "emulated_board": None, "overruns": 0.0, "late": 0.0, "heads": plan.heads[2],
@@ -152,14 +154,14 @@ def test_the_record_of_a_run():
 
 def test_texts_name_every_rank_and_candidate():
     plan = made().chosen.plan
-    for text in (records.plan_lines(plan), records.rank_lines(made()), records.run_lines(record_of(plan), made())):
+    for text in (records.plan_lines(plan), records.rank_lines(made()), summary.run_lines(record_of(plan), made())):
         for rank in range(3):
             assert f"rank {rank} on pi{rank}" in text
     lines = records.decision_lines(made()).splitlines()
     assert "chosen" in lines[1] and all(" x  " in line for line in lines[2 : 2 + len(made().others)])
     assert records.decision_lines(replace(made(), others=made().others[::-1])).splitlines() == lines, "soonest first, however trusted"
     assert plan.hash in records.plan_lines(plan) and plan.strategy in records.plan_lines(plan)
-    without = records.run_lines(record_of(plan), None)
+    without = summary.run_lines(record_of(plan), None)
     assert " / -" in without and "9 texts by" in without
 
 
@@ -200,10 +202,10 @@ def test_a_summary_says_how_soon_and_where():
     record = record_of(plan) | {"output": "there.jsonl"}
     assert record["seconds"] == pytest.approx(0.6) and record["requests_per_second"] == pytest.approx(15)
     assert record["rows_per_second"] == pytest.approx(24 / 0.6)
-    *_, startup, last = records.run_lines(record, None).splitlines()
+    *_, startup, last = summary.run_lines(record, None).splitlines()
     assert startup == "start-up 0.50 s (plan 0.50 s)"
     assert last == f"9 texts by {plan.strategy} in 0.60 s: 15.0 texts and 40.0 tokens a second; answers in there.jsonl"
-    images = records.throughput_line(record | {"family": "vit", "embedding": "patches", "requests": 1})
+    images = summary.throughput_line(record | {"family": "vit", "embedding": "patches", "requests": 1})
     assert f"1 image by {plan.strategy}" in images and "images and 40.0 patches a second" in images
 
 
@@ -220,7 +222,7 @@ def test_tables_fit_the_screen(width):
     plan = made().chosen.plan
     record = record_of(plan)
     texts = [records.plan_lines(plan, width), records.rank_lines(made(), width), records.decision_lines(made(), width)]
-    tables = [text for text in texts] + ["\n".join(records.run_lines(record, made(), width).splitlines()[1:-3])]
+    tables = [text for text in texts] + ["\n".join(summary.run_lines(record, made(), width).splitlines()[1:-3])]
     whole = [records.plan_lines(plan), records.rank_lines(made()), records.decision_lines(made())]
     for text, wide in zip(tables, whole):
         assert set(wide.split()) - {"candidate"} <= set(text.split())
@@ -317,7 +319,27 @@ def test_one_batch_has_no_median():
     """The time of a batch that is the only one is told once."""
     record = record_of(made().chosen.plan, (0.3,), (9,))
     record["batches"] = {"count": 1, "seconds": 0.3, "predicted_seconds": 0.2, "first_seconds": 0.3, "first_predicted_seconds": 0.2}
-    lines = records.run_lines(record, made())
+    lines = summary.run_lines(record, made())
     assert "one batch of 9 rows: 300.0 ms, predicted 200.0 ms (1.50 x)\n" in lines and "median" not in lines and "p90" not in lines
     record["batches"]["count"] = 2
-    assert "median 300.0 ms" in records.run_lines(record, made()) and "2 batches took 0.30 s in all" in records.run_lines(record, made())
+    assert "median 300.0 ms" in summary.run_lines(record, made()) and "2 batches took 0.30 s in all" in summary.run_lines(record, made())
+
+
+def test_a_plan_predicts_nothing_of_batches_of_other_rows():
+    """What it predicts of its own was printed as of them: 2.6 times too soon."""
+    plan = made().chosen.plan
+    other = summary.run_lines(record_of(plan), None)
+    assert "a batch of 8 rows: median 200.0 ms (the plan, which is of 97 rows, predicts none), p90" in other
+    own = summary.run_lines(record_of(plan, rows=(97, 97, 97)), None)
+    assert f"a batch of 97 rows: median 200.0 ms (predicted {tables.milliseconds(plan.predicted_seconds)}), p90" in own
+
+
+@pytest.mark.parametrize("took, told", [(2.7e-3, True), (2.0e-3, False)])
+def test_what_is_around_the_layers_of_a_short_batch_is_told(took, told):
+    """A batch of ten rows took 2.7 ms, of which 2.0 were its layers, where 1.9 were predicted, and nothing said why."""
+    decision = made()
+    price = replace(decision.chosen.price, seconds=1.9e-3, compute=np.array([1.8e-3, 0, 0]), wire=0.0, wait=np.zeros(3))
+    record = record_of(decision.chosen.plan, (took,) * 3) | {"predicted_seconds": 1.9e-3}
+    record["ranks"][0] |= {"compute_seconds": 1.9e-3, "wire_seconds": 0.0, "wait_seconds": 0.0}
+    decision = replace(decision, chosen=replace(decision.chosen, price=price))
+    assert ("0.8 ms of a batch are around its layers, predicted 0.1: " in summary.run_lines(record, decision)) is told

@@ -148,9 +148,9 @@ class Together:
         return record | compared(forecast, outcome.lengths, outcome.latencies, [item["batch"] for item in outcome.decisions])
 
     def lines(self, record: dict[str, Any], width: int | None) -> str:
-        from hepti_mpi.reporting import records
+        from hepti_mpi.reporting.summary import run_lines
 
-        return records.run_lines(record, self.ready.decision, width)
+        return run_lines(record, self.ready.decision, width)
 
 
 @dataclass

@@ -93,7 +93,7 @@ def finish(kept: "Kept") -> None:
 
     Raises PartlyAnswered.
     """
-    from hepti_mpi.reporting.records import supervised_lines
+    from hepti_mpi.reporting.summary import supervised_lines
 
     with meanwhile(f"writing {kept.output}", shown=kept.output is not None):
         tally = kept.write()

@@ -16,10 +16,10 @@ from hepti_mpi.planning.bound import Bound
 from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.demand import Decision
 from hepti_mpi.planning.reasons import reasons
-from hepti_mpi.program.plan import Plan, in_words, kind_of
+from hepti_mpi.program.plan import Plan, kind_of
 from hepti_mpi.program.steps import OUTER, Program, Sync
 from hepti_mpi.quantiles import median, quantile
-from hepti_mpi.reporting.tables import columns, duration, milliseconds, rate, shortened, size, table
+from hepti_mpi.reporting.tables import columns, duration, milliseconds, shortened, size, table
 from hepti_mpi.wording import counted
 
 RUN_FORMAT, RUN_VERSION = "hepti-run", 1
@@ -107,7 +107,7 @@ def run_record(
         "output": output,
         "rows": int(median(rows)),
         "latency_seconds": {key: short(value) for key, value in latency.items()},
-        "predicted_seconds": None if plan.predicted_seconds is None else short(plan.predicted_seconds),
+        "predicted_seconds": short(plan.predicted_seconds) if plan.predicted_seconds and {*rows} == {plan.planned_rows} else None,
         "startup_seconds": {key: short(startup.get(key, 0.0)) for key in STARTUP},
         "plan_hash": plan.hash,
         "wire": plan.wire,
@@ -274,100 +274,11 @@ def rank_lines(decision: Decision, width: int | None = None) -> str:
     return table(("", "compute ms", "waiting ms", "memory"), rows, width) + paged
 
 
-def run_lines(record: dict[str, Any], decision: Decision | None, width: int | None = None) -> str:
-    """Return the summary of a run for people: measured beside predicted, then how much was answered how soon, and where that is."""
-    price = decision.chosen.price if decision else None
-    shares = {what: [item[what] for item in record["ranks"]] for what in ("heads", "columns", "rows")}
-    rows = []
-    for rank, item in enumerate(record["ranks"]):
-        is_active = any(counts[rank] for counts in shares.values())
-        share = [share_word(shares[what], rank, is_active) for what in ("heads", "columns")]
-        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if is_active else 0.0, price.wait[rank])
-        measured = (item[f"{what}_seconds"] for what in ("compute", "wire", "wait"))
-        cells = [f"{milliseconds(seconds)} / {milliseconds(guess)}" for seconds, guess in zip(measured, predicted)]
-        held = size(item["weight_bytes"]), size(item["peak_resident_bytes"])
-        rows.append((f"rank {rank} on {item['host']}", str(item["threads"]), *share, str(item["rows"]), *cells, *held))
-    head = ("", "threads", "heads", "columns", "rows", "compute", "wire", "waiting", "weights", "peak memory")
-    return "\n".join([
-        "measured / predicted, milliseconds" + ", median over batches" * (not _is_single(record)),
-        table(head, rows, width),
-        *_batches(record),
-        *_remarks(record),
-        *(_decision_line(item) for item in record["decisions"]),
-        throughput_line(record),
-    ])
-
-
-def _is_single(record: dict[str, Any]) -> bool:
-    return record.get("batches", {}).get("count") == 1
-
-
-def _batches(record: dict[str, Any]) -> Iterator[str]:
-    """Yield how long a batch took, and all of them."""
-    each, latency, every = counted(record["rows"], "rows"), record["latency_seconds"], record.get("batches")
-    if not _is_single(record):
-        yield (
-            f"a batch of {each}: median {milliseconds(latency['median'])} ms (predicted {milliseconds(record['predicted_seconds'])}), "
-            f"p90 {milliseconds(latency['p90'])}, {milliseconds(latency['min'])} to {milliseconds(latency['max'])}"
-        )
-    if every is None:
-        return
-    took, predicted = every["seconds"], every["predicted_seconds"]
-    if _is_single(record):
-        yield f"one batch of {each}: {milliseconds(took)} ms, predicted {milliseconds(predicted)} ms ({took / predicted:.2f} x)"
-        return
-    yield (
-        f"{counted(every['count'], 'batches')} took {duration(took)} in all, predicted {duration(predicted)} ({took / predicted:.2f} x); "
-        f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
-    )
-
-
-def throughput_line(record: dict[str, Any]) -> str:
-    """Return how much was answered how soon, and where the answers went."""
-    asked, rows = ASKED[record["embedding"]]
-    count = counted(record["requests"], asked)
-    where = f"; answers in {record['output']}" if record["output"] else ""
-    return (
-        f"{startup_line(record)}\n"
-        f"{count} by {record['strategy']} in {duration(record['seconds'])}: "
-        f"{rate(record['requests_per_second'])} {asked} and {rate(record['rows_per_second'])} {rows} a second{where}"
-    )
-
-
 def startup_line(record: Mapping[str, Any]) -> str:
     """Return how long it took until the first batch that counts, and of what that was."""
     startup = record["startup_seconds"]
     parts = ", ".join(f"{key.replace('_', '-')} {duration(value)}" for key, value in startup.items() if value)
     return f"start-up {duration(sum(startup.values()))}" + (f" ({parts})" if parts else "")
-
-
-def supervised_lines(record: dict[str, Any], output: str | None) -> str:
-    """Return what became of all inputs of a supervised run, over all of its starts, and where the answers went."""
-    every = record["supervised"]
-    asked = ASKED[record["embedding"]][0] if "embedding" in record else "prompts"
-    where = f"; answers in {output}" if output else ""
-    answered = every["inputs"] - record["errors"]
-    told = counted(every["inputs"], asked) if not record["errors"] else f"{answered} of {counted(every['inputs'], asked)}"
-    again = f", with {counted(every['starts'], 'starts')}" if every["starts"] != 1 else ""
-    before = f", {every['before']} of them before," if every["before"] else ""
-    new = answered - every["before"]
-    speed = f": {rate(new / every['seconds'])} {asked} a second, starting included" if new > 0 and every["seconds"] > 0 else ""
-    return "\n".join([*left_over(record), f"{told} answered{before} in {duration(every['seconds'])}{again}{speed}{where}"])
-
-
-def _decision_line(item: dict[str, Any]) -> str:
-    gain = item.get("gain")
-    came = "" if gain is None else f", which made requests {abs(gain) * 100:.0f} % {'shorter' if gain >= 0 else 'longer'}"
-    return f"after batch {item['batch']}: {item['why']}: plan {item['to']} ({item['strategy']}) instead of {item['from']}{came}"
-
-
-def _remarks(record: dict[str, Any]) -> Iterator[str]:
-    """Yield what a reader must know to read the numbers right."""
-    yield from left_over(record)
-    yield from emulated(record)
-    short, where = in_words(record["wire"])
-    if short != "float32":
-        yield f"{short} on the wire{where}: results differ from the exact ones by up to {record['wire_error']:.2g}"
 
 
 def emulated(record: Mapping[str, Any]) -> Iterator[str]:
