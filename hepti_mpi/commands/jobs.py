@@ -139,7 +139,8 @@ class Together:
         outcome, ready = self.outcome, self.ready
         assert outcome is not None and outcome.seconds is not None
         spent = records.divide_time(ready.program, ready.plan.active, outcome.seconds)
-        took, startup = seconds - outcome.warm_seconds, {**self.startup, "warm_up": outcome.warm_seconds}
+        took = seconds - outcome.warm_seconds - outcome.end_seconds
+        startup = {**self.startup, "warm_up": outcome.warm_seconds}
         measured = records.Measured(outcome.latencies, outcome.rows, outcome.answered, outcome.facts, spent, took)
         record = records.run_record(ready.spec, ready.plan, measured, startup, ready.wire_error, outcome.decisions, output)
         if self.measured is None:

@@ -232,11 +232,12 @@ def _answer(work: Work, job: Job, adaptable: bool) -> None:
     from hepti_mpi.engine.machine import together
     from hepti_mpi.serving.request import Answerer
 
-    asked, world, begin = work.asked, work.session.world, time.perf_counter()
+    asked, world, begin = work.asked, work.session.world, 0.0
     if asked is None:
         job.answer(Answerer(work.session.store, work.question), None)
     else:
         job.show()
+        begin = time.perf_counter()
         _led(work, job, asked, adaptable)
     with world.patience.slower(), together(world):
         if asked is not None:

@@ -58,10 +58,12 @@ class Desk:
 class Outcome:
     """What happened: how many requests were answered, latencies and rows per batch where the source has an end, the `lengths` of the
     batches of the first round and, on rank 0, seconds [ranks, batches, steps] of the last batches of the last plan and one row of facts
-    per rank. `warm_seconds`: of what was answered before, to warm up; it counts nowhere else."""
+    per rank. `warm_seconds`: of what was answered before, to warm up, and `end_seconds`, in which ranks tell each other how it went behind
+    the last answer, for which those that rest are waited for: they count nowhere else."""
 
     answered: int = 0
     warm_seconds: float = 0.0
+    end_seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     lengths: list[Lengths] = field(default_factory=list)
@@ -85,7 +87,7 @@ def answer(ready: Ready, desk: Desk | None) -> tuple[Ready, Outcome]:
         follow(course)
     else:
         lead(course, desk)
-    outcome = course.outcome
+    outcome, begin = course.outcome, time.perf_counter()
     outcome.seconds = world.gather_matrix(course.last_steps())
     facts = {
         "host": host_name(),
@@ -95,6 +97,7 @@ def answer(ready: Ready, desk: Desk | None) -> tuple[Ready, Outcome]:
         "peak_resident_bytes": peak_resident_bytes(),
     }
     outcome.facts = world.gather_all(facts)
+    outcome.end_seconds += time.perf_counter() - begin
     return course.ready, outcome
 
 
@@ -231,8 +234,10 @@ def lead(course: Course, desk: Desk) -> None:
                 watch.heard(0, {"pulse": pulse.factor()})
         while (letter := course.mail.take(REPORTS, 0.0)) is not None:
             watch.heard(letter.sender, letter.facts)
+    begin = time.perf_counter()
     course.give({"do": "end"})
     course.mail.close()
+    course.outcome.end_seconds = time.perf_counter() - begin
     course.outcome.decisions = watch.decisions()
 
 
