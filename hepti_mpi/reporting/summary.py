@@ -70,7 +70,7 @@ def _around(record: dict[str, Any], price: Price) -> Iterator[str]:
     """Yield what a batch took outside its layers, where that is why it took longer than predicted: whoever notes and prints the answers
     before it takes turns with what brings it in."""
     took, predicted, first = record["latency_seconds"]["median"], record["predicted_seconds"], record["ranks"][0]
-    if predicted is None:
+    if predicted is None or _is_single(record):
         return
     outside = took - sum(first[f"{what}_seconds"] for what in ("compute", "wire", "wait"))
     expected = max(predicted - float(price.compute[0] + price.wire + price.wait[0]), 0.0)
