@@ -18,7 +18,7 @@ from hepti_mpi.cluster.profile import scaled
 from hepti_mpi.errors import CapacityError, PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.demand import Demand, Exchange
-from hepti_mpi.planning.memory import activation_widths
+from hepti_mpi.planning.memory import activation_widths, making_bytes
 from hepti_mpi.planning.pricer import Pricer
 from hepti_mpi.planning.reasons import left_out, more_ranks
 from hepti_mpi.planning.refine import Refinement
@@ -26,7 +26,7 @@ from hepti_mpi.planning.search import AS_GOOD, LEANER, MUCH_LESS, _Search, again
 from hepti_mpi.planning.sharing import preference
 from hepti_mpi.planning.walk import Walk
 from hepti_mpi.program.buffers import Laid
-from hepti_mpi.program.build import make_program
+from hepti_mpi.program.build import PAGED_BYTES, make_program
 from hepti_mpi.program.plan import check, kind_of, wire_of
 from hepti_mpi.weights.slices import Part
 
@@ -643,3 +643,33 @@ def test_what_would_be_enough_is_said_and_is_enough(options, words):
     found = re.search(words, str(error.value))
     assert found, error.value
     choose(SHORT, "hash", profile, replace(demand, limits=(int(found[1]),) * 3))
+
+
+Q8 = {"": "q8"}
+UNKEPT = "without --weights-cache, if each host has the store, which reads weights from storage while computing"
+
+
+@pytest.mark.parametrize("formats, mode, limit, words", [
+    ({}, "mapped", 30_000_000, r"\(it has 30000000, 113\d{6} bytes of weights are in memory while a file of --weights-cache is made or "
+     rf"opened, then weights stay in the file; .*\); give each rank at least (\d+) bytes, or run {UNKEPT}$"),
+    ({}, "packed", 30_000_000, rf"; give more memory, add ranks, or run with --weights-mode mapped and {UNKEPT}$"),
+    (Q8, "mapped", 12_000_000, r"then weights stay in the file; .*\); give each rank at least (\d+) bytes: what it has is too little for"),
+    (Q8, "packed", 12_000_000, r"; give more memory or add ranks$"),
+], ids=str)  # fmt: skip
+def test_what_is_in_memory_while_files_of_weights_are_made_is_told(formats, mode, limit, words):
+    """Without a word of those files a run was refused within memory that was enough for it without them."""
+    spec = replace(SHORT, formats=formats)
+    demand = Demand(128, limits=(limit,) * 3, mode=mode, prepacked=True)
+    with pytest.raises(CapacityError) as error:
+        choose(spec, "hash", cluster((12, 8, 4)), demand)
+    found = re.search(words, str(error.value))
+    assert found, error.value
+    if found.groups():
+        choose(spec, "hash", cluster((12, 8, 4)), replace(demand, limits=(int(found[1]),) * 3))
+    if not formats:
+        choose(spec, "hash", cluster((12, 8, 4)), replace(demand, mode="mapped", prepacked=False))
+
+
+def test_no_more_is_in_memory_while_files_are_made_than_a_model_has():
+    whole, kept = layer_bytes(SHORT), Demand(128, mode="mapped", prepacked=True).paged
+    assert whole <= making_bytes(SHORT, kept) < PAGED_BYTES == making_bytes(BASE, kept) and making_bytes(BASE, Demand(128).paged) == 0

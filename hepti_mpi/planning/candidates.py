@@ -102,9 +102,9 @@ class Costs:
     ) -> None:  # fmt: skip
         self.spec, self.pricer, self.rows, self.largest, self.longest = spec, pricer, pricer.rows, largest, longest
         self.limits, self.ranks = limits, len(limits) // 2
-        held, self.making = layer_bytes(spec, paged), making_bytes(spec, paged)
+        held, self.unpaged = layer_bytes(spec, paged), layer_bytes(spec)
         self.attention_bytes, self.mlp_bytes, self.kv_bytes = held["heads"], held["columns"], kv_bytes(spec, paged)
-        self.unpaged = layer_bytes(spec)
+        self.making = min(making_bytes(spec, paged), spec.layers * (self.unpaged["heads"] + self.unpaged["columns"]))
         if kept is not None:
             cached = -(-kept * cache_bytes([layer.attention for layer in spec.each()], spec.kv_heads, cache) // spec.layers)
             self.attention_bytes, self.kv_bytes = self.attention_bytes + cached, self.kv_bytes + cached

@@ -13,7 +13,8 @@ class Lack:
     """What the worst rank lacks under the leanest plan, of a `strategy` on so many `ranks`: `bytes` of memory beside the `has` that it has.
 
     `whole`: bytes of all layers' weights, 0 where they stay in the file; `shared`: whether the plan fits when every rank gets as much more;
-    `paging`: the options with which they stay there.
+    `paging`: the options with which they stay there. `making`: bytes of them that are in memory while files with mapped ones are made or
+    opened, where that is more than the rank has, else 0; `plain`: whether they can be mapped without such files.
     """
 
     strategy: str
@@ -25,10 +26,21 @@ class Lack:
     whole: int
     shared: bool
     paging: str
+    making: int
+    plain: bool
 
     @property
     def missing(self) -> int:
         return max(1, math.ceil(self.bytes))
+
+    @property
+    def way(self) -> str:
+        """How weights take less memory, "" where they cannot."""
+        how = [f"with {self.paging}"] * bool(self.paging) + ["without --weights-cache"] * bool(self.making)
+        if not how or self.making and not self.plain:
+            return ""
+        there = ", if each host has the store" * bool(self.making)
+        return f"run {' and '.join(how)}{there}, which reads weights from storage while computing"
 
 
 def check_limits(limits: Sequence[int] | None, ranks: int) -> None:
@@ -41,6 +53,8 @@ def refusal(lack: Lack, room: Callable[[int], float], largest: int, longest: int
     """Return the error that says so and what helps. `room`: bytes that are left for weights on the worst rank when batches have so many
     rows; `largest`, `longest`: rows of the largest batch and of the longest request."""
     weights = f"the layers' weights are {lack.whole} bytes in all" if lack.whole else "weights stay in the file"
+    if lack.making and not lack.whole:
+        weights = f"{lack.making} bytes of weights are in memory while a file of --weights-cache is made or opened, then {weights}"
     plan = f"{lack.strategy} on {counted(lack.ranks, 'ranks')}"
     given = "; given to every rank it suffices" * lack.shared
     return CapacityError(
@@ -50,10 +64,10 @@ def refusal(lack: Lack, room: Callable[[int], float], largest: int, longest: int
 
 
 def _ways(lack: Lack, room: Callable[[int], float], largest: int, longest: int) -> str:
-    mapped = f"run with {lack.paging}, which reads weights from storage while computing"
-    if lack.whole and room(largest) >= 0:
-        return f"give more memory, add ranks, or {mapped}"
-    least, also = f"give each rank at least {lack.has + lack.missing} bytes", f"{mapped}, and " * bool(lack.whole)
+    least, also = f"give each rank at least {lack.has + lack.missing} bytes", f"{lack.way}, and " * bool(lack.way)
+    if (lack.whole or lack.way) and room(largest) >= 0:
+        more = "give more memory, add ranks" if lack.whole else least
+        return f"{more}, or {lack.way}" if lack.way else "give more memory or add ranks"
     if longest < largest and room(longest) >= 0:
         return f"{least}, or {also}make batches of fewer rows than {largest}, with --batch-rows {longest}"
     if longest > 1 and room(1) >= 0:

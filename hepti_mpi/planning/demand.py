@@ -1,6 +1,6 @@
 """What a plan is wanted for, and what the search answers. Knows no search and no price of its own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from hepti_mpi.errors import PlanError
@@ -62,8 +62,17 @@ class Demand:
 
     def paging(self, spec: ModelSpec) -> str:
         """Return the options with which weights stay in pages of a file; "" where they do."""
-        cache = set(spec.product_formats) != {F32.name} and not self.prepacked
+        cache = not self.plain(spec) and not self.prepacked
         return "--weights-mode mapped" * (self.mode != "mapped" or cache) + " --weights-cache FOLDER" * cache
+
+    def mapped(self, spec: ModelSpec) -> "Demand":
+        """Return the same with weights in pages of a file, of a rank's own where products can read none of the store."""
+        return replace(self, mode="mapped", prepacked=self.prepacked or not self.plain(spec))
+
+    @staticmethod
+    def plain(spec: ModelSpec) -> bool:
+        """Tell whether products can read all weights of the layers from the store's own file."""
+        return set(spec.product_formats) == {F32.name}
 
 
 class Exchange(NamedTuple):

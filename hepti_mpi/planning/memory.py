@@ -63,10 +63,11 @@ def word_bytes(spec: ModelSpec, paged: Collection[Format] = ()) -> int:
 
 def making_bytes(spec: ModelSpec, paged: Collection[Format]) -> int:
     """Return how many bytes of weights are in memory at most while files are made, or opened, with weights as kernels read them: those of
-    a segment, or of the words. 0 where there are no such files: float32 weights alone stay in the store's."""
+    a segment, or of the words; of a small model all it has. 0 where there are no such files: float32 weights alone stay in the store's."""
     if set(paged) <= {F32}:
         return 0
-    return max(PAGED_BYTES, spec.bytes_of_layer, word_bytes(spec) if spec.generates else 0)
+    words = word_bytes(spec) if spec.generates else 0
+    return max(min(PAGED_BYTES, spec.layers * spec.bytes_of_layer), spec.bytes_of_layer, words)
 
 
 def _inner(layer: Layer, longest: int) -> tuple[int, float]:

@@ -297,8 +297,7 @@ class _Search:
             widths = tuple(map(max, zip(*(self.costs.widths(one) for one in plans))))
             every = np.array([self.largest])  # as if the rank had all rows
             inner = float(activation_bytes(self.spec, widths, self.largest, self.longest, every, np.ones(1))[0])
-            whole = self.costs.unpaged["heads"] + self.costs.unpaged["columns"]
-            self.inner[key] = max(inner, min(self.costs.making, self.spec.layers * whole))
+            self.inner[key] = max(inner, self.costs.making)
         return self.all_limits[self.pricer.members(subset).places[:, 0]] - self.costs.norm_bytes - self.inner[key]
 
     def seconds(self, plan: Plan) -> float:
@@ -385,13 +384,17 @@ class _Search:
             lack[:] = max(common_lack(room, whole), self.attention_bytes / self.spec.kv_heads)  # at the least one head of one layer
         worst = int(np.argmin(room) if others else np.argmax(lack))
         rank = everyone[worst]
+        plain = self.demand.plain(self.spec)
+        mapped = _Search(self.spec, self.source_hash, self.profile, self.demand.mapped(self.spec)).costs
+        making = mapped.making * (mapped.making > self.limits[rank] - mapped.norm_bytes)
         found = capacity.Lack(
             name, len(everyone), rank, self.profile.hosts[rank], lack[worst], int(self.limits[rank]), int(whole), others,
-            self.demand.paging(self.spec),
+            self.demand.paging(self.spec), int(making), plain,
         )  # fmt: skip
 
         def room_of(count: int) -> float:
-            fewer = replace(self.demand, rows=min(count, self.demand.rows), largest=count, longest=min(count, self.longest))
+            kept = self.demand.prepacked and not (making and plain)
+            fewer = replace(self.demand, prepacked=kept, rows=min(count, self.demand.rows), largest=count, longest=min(count, self.longest))
             return float(_Search(self.spec, self.source_hash, self.profile, fewer).room(layers, everyone)[worst])
 
         return capacity.refusal(found, room_of, self.largest, self.longest)

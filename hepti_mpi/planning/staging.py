@@ -136,9 +136,13 @@ class _Stages:
         room = sum(self.most(rank, everyone, rank == last) for rank in everyone)
         paging = self.demand.paging(self.spec)
         mapped = f", run with {paging}, which reads weights from storage while computing," * bool(paging)
+        made = ""
+        if self.making > self.inner + self.word_bytes:
+            made = f", and of all weights {self.making} bytes are in memory while a file of --weights-cache is made or opened"
+            mapped = ", run without --weights-cache, if each host has the store," * self.demand.plain(self.spec)
         return CapacityError(
             f"no stages fit: all ranks together have room for {room} of {counted(self.spec.layers, 'layers')}, each of which takes "
-            f"{self.layer_bytes} bytes with its keys and values, and {self.word_bytes} are for the words; give more memory or ranks"
+            f"{self.layer_bytes} bytes with its keys and values, and {self.word_bytes} are for the words{made}; give more memory or ranks"
             f"{mapped} or make those less with {less_cache(self.demand.cache)}"
         )
 
