@@ -211,3 +211,13 @@ def test_ranks_of_one_host_are_told_where_a_plan_is_forced(hosts, cores, said):
         assert [note for note in decide(name, BASE, "hash", profile, Demand(96)).notes if "slow each other down" in note] == expected
     emulated = replace(profile, versions=profile.versions | {"emulation": "pi4,pi4,pi4,pi4"})
     assert not decide("megatron", BASE, "hash", emulated, Demand(96)).notes
+
+
+@pytest.mark.parametrize("options, formats, is_said", [
+    ({"mode": "mapped"}, {}, True), ({"mode": "mapped"}, {"": "q8", "layers.1": "f32"}, True), ({"mode": "mapped"}, {"": "q8"}, False),
+    ({"mode": "mapped", "prepacked": True}, {}, False), ({"mode": "packed"}, {}, False),
+], ids=str)  # fmt: skip
+def test_where_products_read_weights_that_are_not_packed_it_is_told(options, formats, is_said):
+    """Of few rows they took twice what was predicted, by prices of packed ones, and nothing said why."""
+    said = "float32 weights stay in their file and are not packed: products of few rows may take longer than predicted"
+    assert decide("tensor", replace(BASE, formats=formats), "hash", EVEN, Demand(11, **options)).notes == (said,) * is_said

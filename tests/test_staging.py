@@ -83,6 +83,23 @@ def test_what_does_not_fit_is_refused(name):
         staged(cluster([20.0, 20.0]), name, shares=(1.0, 1.0))
 
 
+def test_what_is_in_memory_while_files_of_weights_are_made_is_told():
+    told = r"no stages fit: .*, and of all weights \d+ bytes are in memory while a file of --weights-cache is made or opened; "
+    way = "give more memory or ranks, run without --weights-cache, if each host has the store, or make those less with"
+    with pytest.raises(CapacityError, match=told + way):
+        staged(cluster([20.0, 20.0]), mode="mapped", prepacked=True, limits=(100_000_000,) * 2)
+    assert staged(cluster([20.0, 20.0]), mode="mapped", limits=(200_000_000,) * 2)
+
+
+def test_that_mapped_weights_are_not_packed_is_told():
+    profile = cluster([20.0, 20.0])
+    for name in ("tensor", "stages"):
+        told = [note for note in ways_lines(decide(profile, name, mode="mapped"), 1.5).splitlines() if "not packed" in note]
+        assert told == ["float32 weights stay in their file and are not packed: products of few rows may take longer than predicted"]
+        assert "not packed" not in ways_lines(decide(profile, name, mode="mapped", prepacked=True), 1.5)
+        assert "not packed" not in ways_lines(decide(profile, name), 1.5)
+
+
 def test_teams_may_be_in_stages():
     """Of boards that cannot hold the model alone, where messages are slow; each board that can is one too."""
     memory = alone(kept=0).memory[0] + 1025 * decoding.cache_bytes([layer.attention for layer in SPEC.each()], SPEC.kv_heads)

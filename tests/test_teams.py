@@ -68,6 +68,13 @@ def test_a_board_that_is_too_small_joins_another_and_is_not_left_over():
     assert "ms; the whole model does not fit on rank 2 on pi2\n" in arrangement_lines(found, 128, ["pi0", "pi1", "pi2"])
 
 
+def test_that_mapped_weights_are_not_packed_is_told():
+    """Also where nobody asked for them: no rank has room for packed ones."""
+    for memory, told in ((10 * LAYER, 1), (8 * GIB, 0)):
+        lines = arrangement_lines(arranged((32, 22), memory=memory), 128, ["pi0", "pi1"]).splitlines()
+        assert sum("are not packed: products of few rows may take longer than predicted" in line for line in lines) == told
+
+
 def test_five_boards_of_which_two_hold_a_model_make_two_teams():
     found = arranged((32, 22, 13, 9, 9), memory=[16 * LAYER] * 5)
     assert sorted(len(team) for team in members(found)) == [2, 3]

@@ -75,11 +75,11 @@ class Job(Protocol):
         """Return the summary of that for people."""
 
 
-def told(plan: "Plan", decision: "Decision | None") -> dict[str, Any]:
+def told(session: "Session", plan: "Plan", decision: "Decision | None") -> dict[str, Any]:
     """Return what is told of ranks that answer by a plan (see Job.facts)."""
-    from hepti_mpi.planning.reasons import reasons
+    from hepti_mpi.planning.reasons import reasons, unpacked
 
-    why = [*reasons(decision), *decision.notes] if decision is not None else []
+    why = unpacked(session.store.spec, [plan], session.keeps) if decision is None else [*reasons(decision), *decision.notes]
     speed = plan.planned_rows / plan.predicted_seconds if plan.predicted_seconds else None
     return {"plan": plan.to_json(), "why": why, "rows_per_second": speed, "batches": 2}  # one is answered, and the next
 
@@ -104,7 +104,7 @@ class Together:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return told(self.ready.plan, self.ready.decision)
+        return told(self.session, self.ready.plan, self.ready.decision)
 
     def show(self) -> None:
         SCREEN.draw(self.ready.plan)

@@ -264,7 +264,9 @@ def told(loaded: Loaded, session: "Session") -> dict[str, Any]:
     if loaded.writers is None:
         room = {"slots": slots, "positions": positions}
         if loaded.placement.together is not None:
-            return jobs.told(loaded.placement.together, None if loaded.chosen is None else loaded.chosen.decision) | room
+            decision, notes = (None, ()) if loaded.chosen is None else (loaded.chosen.decision, loaded.chosen.notes)
+            found = jobs.told(session, loaded.placement.together, decision)
+            return found | room | {"why": [*found["why"], *notes]}
         plan = {"strategy": STAGES, "hash": loaded.placement.hash, "hosts": session.machine.cores.hosts, **loaded.placement.to_json()}
         speed = None if loaded.chosen is None else 1 / loaded.chosen.seconds
         return {"plan": plan, "why": duties(loaded.placement, session.machine.cores.hosts), "rows_per_second": speed, "batches": 1} | room

@@ -9,7 +9,7 @@ from hepti_mpi.planning import baselines, search
 from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.demand import Decision, Demand
 from hepti_mpi.planning.pricer import Pricer
-from hepti_mpi.planning.reasons import crowded, ruled_out
+from hepti_mpi.planning.reasons import crowded, ruled_out, unpacked
 from hepti_mpi.planning.refine import TILES
 from hepti_mpi.program.build import make_program
 
@@ -65,7 +65,7 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     check(name, demand, len(profile.nodes))
     if name in OURS:
         decision = search.choose(spec, source_hash, profile, replace(demand, **OURS[name]))  # type: ignore[arg-type]
-        return _told(decision, name, True, profile, demand)
+        return _told(decision, name, spec, profile, demand)
     plan = baselines.baseline(name.removesuffix(BOOST), spec, source_hash, profile, demand.rows, demand.limits)
     pricer = Pricer(spec, profile, demand.rows, demand.attended)
     case = baselines.Case(spec, source_hash, profile, demand.rows, demand.limits)
@@ -79,10 +79,12 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
     best, price = min(zip(plans, prices), key=lambda pair: pair[1].seconds)
     candidate = Candidate(replace(best, predicted_seconds=price.seconds), price, tuple(map(int, case.memory(best))))
     decision = Decision(candidate, (), (), (), dict.fromkeys(best.active, price.seconds))
-    return _told(decision, name, False, profile, demand)
+    return _told(decision, name, spec, profile, demand)
 
 
-def _told(decision: Decision, name: str, is_ours: bool, profile: ClusterProfile, demand: Demand) -> Decision:
+def _told(decision: Decision, name: str, spec: ModelSpec, profile: ClusterProfile, demand: Demand) -> Decision:
     """Return a decision with what is to be said of its ranks."""
-    notes = *decision.notes, *crowded(decision.chosen.plan, profile)
-    return replace(decision, ruled_out=ruled_out(name, is_ours, profile, demand, decision), notes=notes)
+    plan = decision.chosen.plan
+    slower = unpacked(spec, [plan], demand.prepacked) if demand.mode == "mapped" else []  # else the search has said that they are
+    notes = *decision.notes, *crowded(plan, profile), *slower
+    return replace(decision, ruled_out=ruled_out(name, name in OURS, profile, demand, decision), notes=notes)

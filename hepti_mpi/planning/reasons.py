@@ -1,9 +1,11 @@
 """Why a plan leaves ranks out, in sentences. Pure: reads a decision, decides nothing."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.models.formats import F32
+from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning.demand import Decision, Demand
 from hepti_mpi.planning.sharing import WORTH
 from hepti_mpi.program.plan import Plan
@@ -108,6 +110,15 @@ def crowds(plan: Plan, cores: Mapping[str, int]) -> dict[str, int]:
     """Return how many ranks compute on each of the hosts that are known by their `cores`, where there are several."""
     ranks = Counter(plan.hosts[rank] for rank in plan.active)
     return {host: ranks[host] for host in cores if ranks[host] > 1}
+
+
+def unpacked(spec: ModelSpec, plans: Iterable[Plan], prepacked: bool) -> list[str]:
+    """Return a sentence where products read weights as they lie in the store's file: what they take was measured of packed ones.
+    `prepacked`: as of a Demand; weights in other formats are packed into memory."""
+    mapped = any("mapped" in plan.weights_mode for plan in plans)
+    if prepacked or not mapped or F32.name not in spec.product_formats:
+        return []
+    return ["float32 weights stay in their file and are not packed: products of few rows may take longer than predicted"]
 
 
 def ruled_out(method: str, is_ours: bool, profile: ClusterProfile, demand: Demand, decision: Decision) -> dict[int, str]:

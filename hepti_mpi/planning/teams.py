@@ -22,6 +22,7 @@ from hepti_mpi.planning.demand import Demand
 from hepti_mpi.planning.forecast import Forecast, Shape
 from hepti_mpi.planning.memory import activation_bytes, activation_widths
 from hepti_mpi.planning.pricer import Pricer
+from hepti_mpi.planning.reasons import unpacked
 from hepti_mpi.planning.sharing import WORTH, are_crowded
 from hepti_mpi.planning.subsets import firsts
 from hepti_mpi.program.buffers import Laid
@@ -56,13 +57,15 @@ class Choice:
 class Arrangement:
     """The teams that were chosen. `alone`: seconds of a batch on each rank that can hold the model; `others`: batches a second of other
     ways, by what they are; `profile`: of the ranks, when all that are in teams compute at once; `undivided`: batches a second of all ranks
-    if they divided each and lost nothing by it, which no division of layers reaches; None where some cannot hold the model alone."""
+    if they divided each and lost nothing by it, which no division of layers reaches; None where some cannot hold the model alone; `notes`:
+    what is to be said of their plans."""
 
     choices: tuple[Choice, ...]
     alone: dict[int, float]
     others: dict[str, float]
     profile: ClusterProfile
     undivided: float | None = None
+    notes: tuple[str, ...] = ()
 
     def predicted(self, spec: ModelSpec, number: int, shapes: Mapping[Shape, int]) -> float:
         """Return the rows a second of a team that always has something to do, of batches of such shapes, of each so many."""
@@ -131,7 +134,8 @@ def arranged(spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand:
     chosen = found[int(np.argmax(believed))]
     sizes = [(len(teams), len(some)) for teams, some in zip(members, ranks)]
     beside = {f"{counted(several, 'teams')} of {counted(ranks, 'ranks')}": one.rate for (several, ranks), one in zip(sizes, found)}
-    return replace(chosen, others={**beside, **chosen.others}, undivided=undivided)
+    notes = tuple(unpacked(spec, [stage.plan for choice in chosen.choices for stage in choice.team.stages], demand.prepacked))
+    return replace(chosen, others={**beside, **chosen.others}, undivided=undivided, notes=notes)
 
 
 class _Teams:

@@ -3,13 +3,14 @@
 Knows what both ways take; how layers are divided is decoding.py's, which layers a stage has is staging.py's.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hepti_mpi.cluster.profile import ClusterProfile
 from hepti_mpi.errors import CapacityError, HeptiError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.planning import decoding, staging
 from hepti_mpi.planning.demand import Decision, Demand
+from hepti_mpi.planning.reasons import unpacked
 from hepti_mpi.planning.staging import Staged
 from hepti_mpi.program.placement import Placement, whole
 
@@ -20,13 +21,15 @@ GAIN = 1.03  # times as soon as the best division of layers stages must promise 
 @dataclass(frozen=True)
 class Chosen:
     """What was chosen. `seconds`: of an added token of one text; `prompt_seconds`: until a prompt is in and the word behind it known;
-    `decision`: the best division of layers, and `staged`: the best stages, chosen or not, None where none was looked for or fits."""
+    `decision`: the best division of layers, and `staged`: the best stages, chosen or not, None where none was looked for or fits. `notes`:
+    what is to be said of either."""
 
     placement: Placement
     seconds: float
     prompt_seconds: float
     decision: Decision | None
     staged: Staged | None
+    notes: tuple[str, ...] = ()
 
     @property
     def in_stages(self) -> bool:
@@ -51,6 +54,14 @@ def decide(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile
 
     Raises: CapacityError when nothing fits into memory, PlanError for a method that is not for texts.
     """
+    found = _decided(name, spec, source_hash, profile, demand, texts)
+    if demand.mode != "mapped":
+        return found
+    return replace(found, notes=tuple(unpacked(spec, [stage.plan for stage in found.placement.stages], demand.prepacked)))
+
+
+def _decided(name: str, spec: ModelSpec, source_hash: str, profile: ClusterProfile, demand: Demand, texts: int) -> Chosen:
+    """Return the same with nothing to be said of it."""
     name = _meant(name, spec, len(profile.nodes))
     if name in staging.NAMES:
         return _of_stages(staging.staged(name, spec, source_hash, profile, demand, texts), None)

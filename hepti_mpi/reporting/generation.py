@@ -118,7 +118,7 @@ def ways_lines(chosen: Chosen, first: float | None, width: int | None = None) ->
         name = way["way"] + f" on {'ranks' if way['ranks'] > 1 else 'rank'} {', '.join(map(str, way['members']))}" * alike
         rows.append((name, milliseconds(way["token_seconds"]), why, prompt, str(way["ranks"]), size(max(way["memory_bytes"]))))
     notes = chosen.decision.notes if chosen.decision is not None and not chosen.in_stages else ()
-    return "\n".join([table(("way", "ms of a token", "", "first token ms", "ranks", "most memory"), rows, width), *notes])
+    return "\n".join([table(("way", "ms of a token", "", "first token ms", "ranks", "most memory"), rows, width), *notes, *chosen.notes])
 
 
 def ways_document(chosen: Chosen, first: float | None) -> dict[str, Any]:

@@ -148,6 +148,7 @@ def arrangement_lines(found: Arrangement, rows: int, hosts: Sequence[str], width
         *([f"at rest: {named(resting, hosts)}, since {sooner}"] if resting else []),
         *(f"{host} has {counted(cores[host], 'cores')}: as many ranks would do there, instead of {crowd}"
           for host, crowd in crowds.items() if crowd > cores[host]),
+        *found.notes,
         f"together, rows a second: {rate(rows * found.rate)}; considered: "
         + ", ".join(f"{name}: {rate(rows * value)}" for name, value in found.others.items()),
     ])
