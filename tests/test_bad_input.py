@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -302,6 +303,20 @@ def test_boards_that_can_not_be_emulated(store, tmp_path):
     refused_in_turn(tmp_path, *(((command, "--weights", store, "--emulate", boards), (f"--emulate has {said}, the job has 2 ranks",))
                                 for command, boards, said in jobs))  # fmt: skip
     assert not list(tmp_path.rglob("*.profile.json"))
+
+
+def test_the_command_for_another_number_of_ranks_is_whole(store, tmp_path):
+    """What was advised was mpirun and a number, and did nothing."""
+    command = [str(MPIRUN), "-np", "3", sys.executable, "-m", "hepti_mpi", "run", "--weights", str(store), "--emulate", "pi4,pi4"]
+    environment = launch_environment(2) | {"PATH": f"{MPIRUN.parent}{os.pathsep}{os.environ['PATH']}"}
+    for way in ("taken", "copied"):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
+        assert (done.returncode == 0) == (way == "copied"), done.stderr
+        if way == "taken":
+            told = re.search(r"--emulate has 2 entries, the job has 3 ranks; start one for each with: (.*)", done.stderr)
+            assert told, done.stderr
+            command = shlex.split(told[1])
+            assert command[:3] == ["mpirun", "-n", "2"] and "-np" not in command
 
 
 @pytest.mark.parametrize("words, named", [

@@ -166,6 +166,12 @@ def test_check_names_both_rank_counts():
         check(PLAN, SPEC, "hash", 4)
 
 
+def test_what_a_supervisor_started_is_not_to_be_typed_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("HEPTI_STATE", str(tmp_path / "state.json"))
+    with pytest.raises(PlanError, match="for 3 ranks, this job has 4; start it with a hostfile of 3 slots$"):
+        check(PLAN, SPEC, "hash", 4)
+
+
 @pytest.mark.parametrize(
     "columns, granule, expected", [((8, 9), 4, True), ((9, 8), 4, False), ((9, 0, 0), 4, True), ((0, 0, 9), 4, True), ((7, 0, 2), 7, True)]
 )

@@ -10,8 +10,9 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,7 @@ from hepti_mpi.errors import HeptiError, InputError
 PIPE_QUIET_SECONDS = 0.5
 END_SECONDS = 1.0  # at Ctrl-C mpirun ends a rank's standard input 0.33 s before it tells the rank to end
 PRINTING = ("output", "output-filename", "tag-output", "timestamp-output", "xml", "merge-stderr-to-stdout")  # options of mpirun
+COUNTS = ("-n", "--n", "-np", "--np", "-c")  # options of mpirun, each before a number of ranks
 PIDFD_GETFD = 438  # number of Linux's system call, on each architecture
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 LAUNCHERS = ("mpirun", "prterun", "orterun", "prted", "orted")  # names of processes
@@ -148,14 +150,33 @@ def _is_rank(process: int, which: bytes = b"") -> bool:
         return False
 
 
-def command_line() -> list[str]:
-    """Return the words that were typed to start this job; empty where mpirun was called on another host."""
+def command_line(ranks: int = 0) -> list[str]:
+    """Return the words that were typed to start this job, or with which one of so many `ranks` is; empty where mpirun was called on another
+    host."""
     words = _words(os.getppid() if launched() else os.getpid())
     if launched() and not _is_mpirun(words):
         return []
     if launched():  # Open MPI's mpirun becomes prterun
         words[0] = os.path.join(os.path.dirname(words[0]), os.path.basename(words[0]).replace("prterun", "mpirun"))
+    if ranks:
+        words = of_ranks(words, _words(os.getpid()), ranks) if launched() else ["mpirun", "-n", str(ranks), *words]
     return [os.path.basename(word) if shutil.which(os.path.basename(word)) == word else word for word in words]
+
+
+def of_ranks(words: Sequence[str], program: Sequence[str], ranks: int) -> list[str]:
+    """Return the words of a call of mpirun, of which those of a rank's `program` are the last, for so many ranks.
+
+    >>> " ".join(of_ranks("mpirun -hostfile h -n 4 python -m p -n 3".split(), "python -m p -n 3".split(), 2))
+    'mpirun -n 2 -hostfile h python -m p -n 3'
+    """
+    end = len(words) - sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(reversed(words), reversed(program))))
+    kept, options = [words[0], "-n", str(ranks)], iter(words[1:end])
+    for word in options:
+        if word in COUNTS:
+            next(options, None)
+        elif word.partition("=")[0] not in COUNTS:
+            kept.append(word)
+    return [*kept, *words[end:]]
 
 
 def reader_is_gone(descriptor: int) -> bool:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from hepti_mpi.supervisor.kept import Kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-RUNS = "what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run ..."
-SERVES = "serve watches its hosts itself: python -m hepti_mpi serve HOSTFILE ..."
+RUNS = "what is to be supervised is a run: python -m hepti_mpi supervise HOSTFILE -- run"
+SERVES = "serve watches its hosts itself: python -m hepti_mpi serve HOSTFILE"
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

@@ -138,7 +138,7 @@ def _speed(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
     if asking.launched and facts["affinity"] < facts["cores"] // facts.get("ranks", 1):
         yield Finding(host, f"ranks are bound to {facts['affinity']} of {facts['cores']} cores", "all threads of a rank share them; "
                       "hepti_mpi frees its ranks, but not inside a batch job, where other cores may be somebody else's",
-                      "mpirun --bind-to none, or once for all: bash jobs/openmpi-settings.sh")  # fmt: skip
+                      "start them with --bind-to none, as the line below does, or once for all: bash jobs/openmpi-settings.sh")  # fmt: skip
     bits = facts["throttled"] or 0
     said = [words for bit, words in NOW.items() if bits >> bit & 1]
     said += [f"{words} now and then" for bit, words in NOW.items() if bits >> bit + BOOT & 1 and not bits >> bit & 1]
@@ -198,7 +198,7 @@ def _network(asking: Asking, host: str, facts: Facts) -> Iterator[Finding]:
     if better is not None:
         speed = f"{used['mbit']} Mbit/s" if used["mbit"] else "by radio" if used["wireless"] else "slow"
         yield Finding(host, f"reaches the others through {carrying} ({speed}), not through {better}", "exchanges take as long as the "
-                      "slowest link", f"let the names of the hosts mean addresses in the network of {better}, or: mpirun --mca "
+                      "slowest link", f"let the names of the hosts mean addresses in the network of {better}, or start ranks with --mca "
                       f"btl_tcp_if_include {network(there[better]) or better}")  # fmt: skip
     rate = facts.get("bytes_per_second")
     if rate and used["mbit"] and rate * 8e-6 * SLOW_WIRE < used["mbit"]:

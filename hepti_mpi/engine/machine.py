@@ -21,6 +21,7 @@ from hepti_mpi.cluster import load
 from hepti_mpi.cluster import profile as profiles
 from hepti_mpi.cluster.emulation import Emulation
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.advice import with_ranks
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.comm.launcher import host_name
 from hepti_mpi.comm.ranks import Comm
@@ -87,7 +88,7 @@ def start(threads: int | None, emulate: Sequence[str] | None = None, deadline: f
     with together(world):
         if emulate is not None and len(emulate) != world.size:
             both = f"{counted(len(emulate), 'entries')}, the job has {counted(world.size, 'ranks')}"
-            raise PlanError(f"--emulate has {both}; start one for each with: mpirun -n {len(emulate)}")
+            raise PlanError(f"--emulate has {both}; start one for each {with_ranks(len(emulate))}")
         emulations.append(Emulation(None if emulate is None else emulate[world.rank]))
     emulation = emulations[0]
     _all_or_none(world, emulation)

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from hepti_mpi import splits
+from hepti_mpi.comm.advice import with_ranks
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import is_number
@@ -237,7 +238,8 @@ def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool 
     numbers."""
     check_model(plan, spec, source_hash)
     if plan.ranks != ranks:
-        raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, this job has {ranks}; start it with: mpirun -n {plan.ranks}")
+        start = "" if part else f"; start it {with_ranks(plan.ranks)}"
+        raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, {'its stage' if part else 'this job'} has {ranks}{start}")
     if not plan.layers or plan.numbers.stop > spec.layers or not (part or len(plan.layers) == spec.layers):
         there = f"layers {plan.first} to {plan.numbers.stop - 1}" if plan.first else counted(len(plan.layers), "layers")
         raise PlanError(f"the plan has {there}, model {spec.name} has {spec.layers}")

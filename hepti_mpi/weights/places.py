@@ -60,8 +60,8 @@ def no_model(source: Path) -> str | None:
     if snapshots and not (source / "config.json").exists():
         return f"{source} is a folder of the Hugging Face cache; the model is in a snapshot: {_slice(snapshots[0])}"
     if not any((source / name).exists() for name in OUTER) and (inner := _inner(source)):
-        others = f", or {', '.join(one.name for one in inner[1:NAMED])}" if inner[1:] else ""
-        return f"{source} has no config.json; a folder in it has: {_slice(inner[0])}{others}"
+        others = f", as {', '.join(one.name for one in inner[1:NAMED])} have" if inner[1:] else ""
+        return f"{source} has no config.json; a folder in it has{others}: {_slice(inner[0])}"
     if not any((source / name).exists() for name in OUTER) and (stores := sorted(source.glob("*.h5"))):
         return f"{source} is a folder of {counted(len(stores), 'stores')}, not of a model; name one: {some(stores)}"
     return None
