@@ -18,7 +18,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # until somebody listens: an end without a word, not Python's traceback
     import gc
 
-    from hepti_mpi.comm import channel, interrupts
+    from hepti_mpi.comm import channel, interrupts, patience
     from hepti_mpi.comm.launcher import is_up, launched_rank, print_past_launcher
 
     _set_threads()
@@ -26,11 +26,12 @@ def main() -> None:
     try:
         import click  # noqa: F401  what even an error is told with
     except ModuleNotFoundError as error:
-        print(f"error: {_lacking(error)}", file=sys.stderr)
+        _tell_plainly(f"error: {_lacking(error)}")
         sys.exit(2)
     print_past_launcher()
     gc.set_threshold(100_000, 20, 20)  # what 700 modules are made of stays: looking through it again and again is 7 % of a start
     channel.tell_place()  # before anything can fail on this host
+    patience.aloud[:] = [_tell]
     rank, code = launched_rank(), interrupts.EXIT_CODE
     try:
         interrupts.listen(_tell_last if rank == 0 else None, _tell_beyond)  # before what takes long to import
@@ -144,6 +145,17 @@ def _lacking(error: ModuleNotFoundError) -> str:
     return f"this Python, {sys.executable}, has no {error.name}, which hepti_mpi needs; {mend}"
 
 
+def _tell_plainly(sentence: str) -> None:
+    """Say a sentence where what shows all others is not installed."""
+    from hepti_mpi.comm.launcher import tell_past_launcher
+    from hepti_mpi.reporting.tables import folded
+
+    fold = folded if sentence.isascii() else None  # other letters are counted by what may not be installed either
+    if not tell_past_launcher(sentence, fold):
+        columns = os.get_terminal_size(sys.stderr.fileno()).columns if fold and sys.stderr.isatty() else None
+        print(folded(sentence, columns), file=sys.stderr)
+
+
 def _leave() -> None:
     """End the process of a command that went as it should, when all else has been put away: to take some 600 modules apart and to free what
     the system has back at once anyhow takes a tenth of a short job."""
@@ -206,8 +218,9 @@ def _tell(sentence: str) -> None:
 
 def _tell_last(sentence: str) -> None:
     from hepti_mpi.comm.launcher import tell_past_launcher
+    from hepti_mpi.reporting.tables import folded  # which imports nothing that takes long
 
-    if "hepti_mpi.commands.meter" not in sys.modules and tell_past_launcher(sentence):
+    if "hepti_mpi.commands.meter" not in sys.modules and tell_past_launcher(sentence, folded):
         return  # nothing is drawn yet, and what is imported now by another thread would be waited for
     from hepti_mpi.commands.meter import end_meters
     from hepti_mpi.commands.screen import SCREEN

@@ -23,6 +23,7 @@ from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
 from hepti_mpi.commands.screen import Screen
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.reporting.tables import folded
 from hepti_mpi.serving.journal import journal_path, noted
 from hepti_mpi.weights import writing
 
@@ -625,6 +626,28 @@ def test_ranks_that_wait_for_one_that_does_not_come_say_so_once(made):
     done = subprocess.run(command, cwd=made, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50)
     ours = [line for line in done.stderr.splitlines() if line.startswith(("error", "a rank", "interrupted", "mpirun ended"))]
     assert done.returncode != 0 and len(ours) == 1 and "(rank 0): the 3 ranks did not find each other within 2 s" in ours[0], done.stderr
+
+
+@pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")
+def test_ranks_that_do_not_find_each_other_say_so_in_whole_words(made):
+    """Before there is anything to be drawn a sentence went past what folds all others."""
+    program = " ".join(map(shlex.quote, PROGRAM))
+    line = f"if [ $OMPI_COMM_WORLD_RANK = 1 ]; then sleep 60; fi; exec {program} profile --weights tiny.h5 --fresh --deadline 0.5"
+    command = ["--oversubscribe", "-n", "2", "bash", "-c", line]
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    code, shown = on_a_terminal(command, 70, cwd=made, program=[str(MPIRUN)], **allowed)
+    said = "the 2 ranks did not find each other within 1 s, twice the deadline of 0.5 s; look for the reason with: "
+    said = f"error on {launcher.host_name()} (rank 0): {said}python -m hepti_mpi doctor HOSTFILE"
+    assert code != 0 and folded(said, 70) in "\n".join(lines_of(shown, 70)) and said not in shown, shown
+
+
+@pytest.mark.parametrize("columns", [60, 90])
+def test_what_python_lacks_is_told_in_whole_words(tmp_path, columns):
+    (tmp_path / "click.py").write_text("raise ModuleNotFoundError(name='click')\n")
+    code, shown = on_a_terminal(["run"], columns, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
+    lines = ESCAPE.sub("", shown).replace("\r", "").splitlines()
+    assert code == 2 and "has no click, which hepti_mpi needs; " in " ".join(" ".join(lines).split()) and len(lines) > 1, shown
+    assert all(len(line) <= columns or " " not in line.removesuffix(" \\").strip() for line in lines), shown
 
 
 @pytest.mark.skipif(not MPIRUN.exists(), reason="needs mpirun")

@@ -153,7 +153,7 @@ def _is_rank(process: int, which: bytes = b"") -> bool:
 def command_line(ranks: int = 0) -> list[str]:
     """Return the words that were typed to start this job, or with which one of so many `ranks` is; empty where mpirun was called on another
     host."""
-    words = _words(os.getppid() if launched() else os.getpid())
+    words = _words(PARENT if launched() else os.getpid())
     if launched() and not _is_mpirun(words):
         return []
     if launched():  # Open MPI's mpirun becomes prterun
@@ -181,7 +181,7 @@ def of_ranks(words: Sequence[str], program: Sequence[str], ranks: int) -> list[s
 
 def reader_is_gone(descriptor: int) -> bool:
     """Say whether standard output or error is a pipe that nobody reads any more; of a rank that of mpirun, where its own pipe ends."""
-    path = f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}"
+    path = f"/proc/{PARENT if launched() else 'self'}/fd/{descriptor}"
     try:
         if not stat.S_ISFIFO(os.stat(path).st_mode):
             return False
@@ -241,7 +241,7 @@ def _error_of(process: int) -> int:
 def print_past_launcher() -> None:
     """Let what the first rank prints on mpirun's terminal go there by itself: Open MPI 5 holds a line back until it has ended, and so a
     bar, a question, a text that grows. Not where mpirun was asked to do something with what is printed."""
-    parent, own = os.getppid(), _words(os.getpid())
+    parent, own = PARENT, _words(os.getpid())
     words = _words(parent)
     if not launched() or launched_rank() or not _is_mpirun(words):
         return
@@ -280,7 +280,7 @@ def mpirun_words(called: str) -> list[str]:
 
 def launcher_hostfile() -> str | None:
     """Return the hostfile on this job's mpirun command line, or None where the launcher is not the parent process."""
-    words = _words(os.getppid())
+    words = _words(PARENT)
     for option, value in zip(words, words[1:] if _is_mpirun(words) else ()):  # `time -f FORMAT` has such an option too
         if option in ("-hostfile", "--hostfile", "-machinefile", "--machinefile", "-f"):
             return value
@@ -296,12 +296,12 @@ def standard_input() -> IO[bytes]:
     """
     if "PMIX_RANK" not in os.environ:
         return sys.stdin.buffer
-    source = f"/proc/{os.getppid()}/fd/0"
+    source = f"/proc/{PARENT}/fd/0"
     try:
         mode = os.stat(source).st_mode
         if _whole(source, mode):
             return open(source, "rb")
-        if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
+        if stat.S_ISFIFO(mode) and not _own_pipe(PARENT):
             return io.BytesIO(b"".join(_forwarded(os.open(source, os.O_RDONLY | os.O_NONBLOCK))))
     except OSError:
         pass
@@ -311,7 +311,7 @@ def standard_input() -> IO[bytes]:
 def typed_lines() -> Iterator[str]:
     """Yield rank 0's standard input line by line, as it comes, until its end; see standard_input. Where an end is not one that somebody
     typed but that of an interruption, that is told before the end is."""
-    source, launcher = f"/proc/{os.getppid()}/fd/0", None
+    source, launcher = f"/proc/{PARENT}/fd/0", None
     if "PMIX_RANK" in os.environ:
         try:
             mode = os.stat(source).st_mode
@@ -319,7 +319,7 @@ def typed_lines() -> Iterator[str]:
                 with open(source, encoding="utf-8", errors="surrogateescape") as file:
                     yield from file
                 return
-            if stat.S_ISFIFO(mode) and not _own_pipe(os.getppid()):
+            if stat.S_ISFIFO(mode) and not _own_pipe(PARENT):
                 launcher = os.open(source, os.O_RDONLY | os.O_NONBLOCK)
         except OSError:
             pass

@@ -6,6 +6,7 @@ hosts that do not answer: so a thread watches, and ends this process and, where 
 
 import os
 import select
+import shlex
 import signal
 import socket
 import sys
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from hepti_mpi.comm import interrupts
 from hepti_mpi.comm.channel import tell_trouble
-from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size
+from hepti_mpi.comm.launcher import LAUNCHERS, children, host_name, launched_rank, launched_size, launcher_hostfile
 from hepti_mpi.comm.standby import close_all_but
 
 EXIT_CODE = 3  # of a rank that waited too long
@@ -29,11 +30,11 @@ KNOWING_SECONDS = ANSWER_SECONDS + 1.0  # that a rank whose late ones all answer
 END_SECONDS = 2.0  # for mpirun to end when it is told to
 GONE_SECONDS = 5.0  # for mpirun to end after it has ended a rank: it waits for hosts that do not answer
 LATER_SECONDS = 0.5  # that the next rank is more patient: the first whose deadline passes speaks for all
-aloud: list[Callable[[str], object]] = []  # says a sentence where another rank lets a line go on; none: nobody need take care
+aloud: list[Callable[[str], object]] = []  # says a sentence to people; none: standard error gets it as it is
 STILL = 0.25  # of its seconds that a rank stands still itself before they count anew
 SLOWER = 10  # times as long others may take to measure or to load
 AFTER_SECONDS = 2.0  # that the next rank is more patient before ranks have met: so long mpirun may take to end it
-START = 2  # times as long ranks may take to find each other
+START = 2  # times as long ranks may take to find each other, which is said in a word
 SSH_PORT = 22
 Whom = Callable[[], Sequence[int]]
 
@@ -232,8 +233,9 @@ def starting(seconds: float) -> Iterator[None]:
         except interrupts.Interrupted:  # the rank itself hears nothing before it has met the others
             interrupts.finish()
         if not met:
-            what = f"the {launched_size()} ranks did not find each other within {START * seconds:g} s"
-            look = "look for the reason with: python -m hepti_mpi doctor HOSTFILE"
+            limit = f"{START * seconds:g} s, twice the deadline of {seconds:g} s"
+            what = f"the {launched_size()} ranks did not find each other within {limit}"
+            look = f"look for the reason with: python -m hepti_mpi doctor {shlex.quote(launcher_hostfile() or 'HOSTFILE')}"
             nobody = Late(START * seconds, (), (), False)  # is known to be the one that did not come
             _say_late(f"error on {host_name()} (rank {launched_rank()}): {what}; {look}", nobody)
             _end_launcher(launcher)

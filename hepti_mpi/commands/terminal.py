@@ -34,14 +34,14 @@ beside: list[int] = []  # where another rank may have begun a line that goes on,
 
 def place_of(descriptor: int) -> str | None:
     """Return where what is written to this descriptor ends up, of two that share a pipe or a file the same: under mpirun that of mpirun."""
-    from hepti_mpi.comm.launcher import LAUNCHERS, launched
+    from hepti_mpi.comm.launcher import LAUNCHERS, PARENT, launched
 
     if (sys.stdout, sys.stderr)[descriptor == ERR] is not (sys.__stdout__, sys.__stderr__)[descriptor == ERR]:
         return None  # somebody collects what is printed
     try:
-        if launched() and Path(f"/proc/{os.getppid()}/comm").read_text(errors="replace").strip() not in LAUNCHERS:
+        if launched() and Path(f"/proc/{PARENT}/comm").read_text(errors="replace").strip() not in LAUNCHERS:
             return None  # a script between mpirun and this rank: its terminal may be one that mpirun made
-        return os.readlink(f"/proc/{os.getppid() if launched() else 'self'}/fd/{descriptor}")
+        return os.readlink(f"/proc/{PARENT if launched() else 'self'}/fd/{descriptor}")
     except OSError:
         return None
 

@@ -77,7 +77,7 @@ class Machining:
 
 def load(session: "Session", slots: int, positions: int, machining: Machining, state: "State | None" = None) -> Loaded:
     """Measure, plan and load. `state`: what a supervisor knows, on rank 0 of a run that has one. Collective."""
-    from hepti_mpi.comm import channel, patience
+    from hepti_mpi.comm import channel
     from hepti_mpi.comm.mail import Mail
     from hepti_mpi.engine import decoder as decoders
     from hepti_mpi.engine import texts
@@ -124,7 +124,6 @@ def load(session: "Session", slots: int, positions: int, machining: Machining, s
     columns = session.world.from_root(terminal.columns_of_lines() if session.root and state is None else None)
     if columns is not None and not session.root:
         terminal.beside[:] = [columns]  # from now on texts grow there
-        patience.aloud[:] = [SCREEN.warn]
     mail = None
     if not placement.is_one:
         mail = Mail(session.world, partners(placement, session.world.rank, session.world.size))
