@@ -21,7 +21,7 @@ def parsed(body: bytes) -> "Fields":
     try:
         value = json.loads(body, object_pairs_hook=untrusted.each_once)
     except (ValueError, RecursionError) as error:
-        what = "is not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError) else "is not taken as JSON"
+        what = "is not JSON" if isinstance(error, json.JSONDecodeError | UnicodeDecodeError | RecursionError) else "is not taken as JSON"
         raise Refused(400, f"the body {what}: {untrusted.shown(error)}") from None
     if not isinstance(value, dict):
         raise Refused(422, f"the body is {_kind(value)}, expected an object")
