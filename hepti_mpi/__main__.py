@@ -23,8 +23,9 @@ def main() -> None:
 
     _set_threads()
     _set_streams()
-    try:
-        import click  # noqa: F401  what even an error is told with
+    try:  # what even an error is told with, the second on a terminal
+        import click  # noqa: F401
+        import rich  # noqa: F401
     except ModuleNotFoundError as error:
         _tell_plainly(f"error: {_lacking(error)}")
         sys.exit(2)

@@ -50,7 +50,7 @@ OWNERS = {
     "starlette": {"serving/http/app.py"},
     "uvicorn": {"serving/http/server.py"},
     "h11": {"serving/http/server.py"},
-    "rich": {"commands/terminal.py", "reporting/drawing.py", "reporting/tables.py"},
+    "rich": {"__main__.py", "commands/terminal.py", "reporting/drawing.py", "reporting/tables.py"},
 }
 LINES = 400
 FUNCTION_LINES, PARAMETERS = 60, 8

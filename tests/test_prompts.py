@@ -10,7 +10,7 @@ from test_gguf import LETTERS, tokens
 from hepti_mpi.commands.generate import _prompts
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
-from hepti_mpi.models.inputs.prompts import check_alone, check_room, read_prompts
+from hepti_mpi.models.inputs.prompts import check_met, check_room, read_prompts
 from hepti_mpi.models.tasks.sampling import Sampling
 from hepti_mpi.serving import asking
 from hepti_mpi.serving.http.fields import Fields
@@ -97,6 +97,9 @@ def test_a_line_says_to_the_template_what_a_service_is_told(spec, tmp_path, more
     ({"reasoning_effort": 3}, "reasoning_effort is 3"), ({"tool_choice": "required"}, "start serve and ask it"),
     ({"logit_bias": {"400": 1}}, "not of this model, which has 131"), ({"n": 3}, "n is 3, but a line"), ({"echo": True}, "echo is True"),
     ({"suffix": "x"}, "suffix is 'x'"), ({"best_of": 2}, "best_of is 2"), ({"functions": [{}]}, "functions is [{}]"),
+    ({"min_tokens": 5}, "line 1 of x.jsonl: min_tokens is 5, which is not supported here; leave it out"),
+    ({"guided_json": {"type": "object"}}, "guided_json is {'type': 'object'}, which is not supported here"),
+    ({"verbosity": "low"}, "verbosity is 'low', which is not supported here"),  # that of a talk; a service refused them, and here they had
 ])  # fmt: skip
 def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):
     (tmp_path / "x.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "c"}]} | more))
@@ -110,7 +113,7 @@ def test_what_is_null_is_as_left_out(spec, tmp_path):
     line = {"prompt": "ab", "messages": None, "n": 1, "best_of": None, "echo": False, "suffix": "", "functions": []}
     first, second = read(spec, tmp_path, "x.jsonl", "\n".join(map(json.dumps, (line, {"prompt": None, "text": "ab"}))))
     assert letters(first) == letters(second) == ["ab"]
-    check_alone(first.asked)
+    check_met(first)
 
 
 @pytest.mark.parametrize("text, words", [("<pad>", "token id 131, the model has only 131"), ("", "has no tokens")])

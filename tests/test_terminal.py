@@ -641,12 +641,13 @@ def test_ranks_that_do_not_find_each_other_say_so_in_whole_words(made):
     assert code != 0 and folded(said, 70) in "\n".join(lines_of(shown, 70)) and said not in shown, shown
 
 
-@pytest.mark.parametrize("columns", [60, 90])
-def test_what_python_lacks_is_told_in_whole_words(tmp_path, columns):
-    (tmp_path / "click.py").write_text("raise ModuleNotFoundError(name='click')\n")
+@pytest.mark.parametrize("columns, name", [(60, "click"), (90, "click"), (80, "rich")])
+def test_what_python_lacks_is_told_in_whole_words(tmp_path, columns, name):
+    """Without rich there were two tracebacks, on a terminal alone."""
+    (tmp_path / f"{name}.py").write_text(f"raise ModuleNotFoundError(name='{name}')\n")
     code, shown = on_a_terminal(["run"], columns, PYTHONPATH=os.pathsep.join([str(tmp_path), *sys.path]))
     lines = ESCAPE.sub("", shown).replace("\r", "").splitlines()
-    assert code == 2 and "has no click, which hepti_mpi needs; " in " ".join(" ".join(lines).split()) and len(lines) > 1, shown
+    assert code == 2 and f"has no {name}, which hepti_mpi needs; " in " ".join(" ".join(lines).split()) and len(lines) > 1, shown
     assert all(len(line) <= columns or " " not in line.removesuffix(" \\").strip() for line in lines), shown
 
 

@@ -133,7 +133,7 @@ def _prompts(
     """Return the prompts, and what is asked of the answer to each."""
     from hepti_mpi.comm.launcher import standard_input
     from hepti_mpi.errors import InputError
-    from hepti_mpi.models.inputs.prompts import check_alone, check_room, read_prompts
+    from hepti_mpi.models.inputs.prompts import check_met, check_room, read_prompts
     from hepti_mpi.models.tasks.forms import check
     from hepti_mpi.models.tasks.sampling import check_biases, sampling_of
 
@@ -142,7 +142,7 @@ def _prompts(
     found = check_room(found, _rows(session, writing), store.spec.positions)
     for place, one in enumerate(found):
         try:
-            check_alone(one.asked)
+            check_met(one)
             asked[one.index] = sampling_of(one.asked, default)
             check(asked[one.index].schema)
             check_biases(asked[one.index].logit_bias, store.spec.numbers("ids"))

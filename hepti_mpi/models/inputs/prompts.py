@@ -16,6 +16,7 @@ from hepti_mpi.models.inputs.arrays import check_positions, read_npz
 from hepti_mpi.models.inputs.chat import ChatTemplate, checked_messages, checked_options
 from hepti_mpi.models.inputs.text import ID, SHOWN, bad_byte, json_value, lines_of, no_json, read_text
 from hepti_mpi.models.inputs.tokens import Tokens
+from hepti_mpi.models.inputs.unmet import TALKS, TEXTS, first_unmet
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import check_there, shown
 from hepti_mpi.wording import counted
@@ -161,11 +162,14 @@ def _prompt(prompter: Prompter, place: int, where: str, values: Mapping[str, Any
     return Prompt(place, where, _named(values) | {"input": text}, ids, values, goes_on=not chat)
 
 
-def check_alone(asked: Mapping[str, Any]) -> None:
-    """Raise InputError where a prompt asks for several answers, or for one that is more than its end."""
+def check_met(prompt: Prompt) -> None:
+    """Raise InputError where a prompt asks for several answers, for more than its end, or for what is not to be had here."""
+    asked = prompt.asked
     for name, plain in ALONE.items():
         if asked.get(name) not in (None, plain):
             raise InputError(f"{name} is {shown(repr(asked[name]), 60)}, but a line is gone on with once, at its end; leave that out")
+    if (unmet := first_unmet(asked, TEXTS if prompt.goes_on else TALKS)) is not None:
+        raise InputError(f"{unmet} is {shown(repr(asked[unmet]), 60)}, which is not supported here; leave it out")
 
 
 def array_prompts(spec: ModelSpec, path: Path) -> list[Prompt]:

@@ -12,6 +12,7 @@ from typing import Any
 from hepti_mpi.errors import InputError
 from hepti_mpi.models.inputs.chat import CALL, checked_messages, checked_options
 from hepti_mpi.models.inputs.prompts import checked_ids
+from hepti_mpi.models.inputs.unmet import TALKS, TEXTS
 from hepti_mpi.models.tasks.forms import NoForms, check
 from hepti_mpi.models.tasks.sampling import MOST_LOGPROBS, RANGES, Chosen, Sampling, check_biases
 from hepti_mpi.serving.asking import Model
@@ -19,7 +20,7 @@ from hepti_mpi.serving.http.fields import Fields, is_tokens, listed, shown, soun
 from hepti_mpi.serving.http.inquiries import check_name
 from hepti_mpi.serving.http.refusals import Refused
 from hepti_mpi.serving.http.tools import Held, calls, chosen, names, schema_of_call
-from hepti_mpi.serving.http.unmet import TALKS, TEXTS, check_met
+from hepti_mpi.serving.http.unmet import check_met
 from hepti_mpi.serving.streams import Grown
 from hepti_mpi.wording import counted
 
