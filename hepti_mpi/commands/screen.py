@@ -115,8 +115,9 @@ class Screen:
             terminal.write(OUT, text, plain=True, ends=False)
 
     def document(self, data: dict[str, Any], always: bool = False) -> None:
-        """Print a JSON document if one is asked for; `always`: also where it ends the output for people, but not on a terminal."""
-        if self.json or always and not self.quiet and terminal.path(OUT) is None:
+        """Print a JSON document if one is asked for; `always`: also where it ends the output for people, but not on a terminal, this
+        process's or one that it was told of."""
+        if self.json or always and not self.quiet and self.width is None:
             terminal.write(OUT, json.dumps(data), plain=True)
 
 

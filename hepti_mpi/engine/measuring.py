@@ -63,7 +63,8 @@ def measured(
     with cores.apart_from_threads():
         own = timed(made, rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()
-    spent = sum(seconds for other, seconds in world.gather_all([host, watch.spent]) if other == host)
+    every = zip(machines, world.gather_all([host, watch.spent]))  # of one machine, which may be several hosts, as containers are
+    spent = sum(seconds for machine, (other, seconds) in every if other == host or machine and machine == machines[world.rank])
     others = 0.0 if emulation.on else watch.others(spent)  # an emulated board waits for this machine and takes no harm
     who = {"host": host, "cores": len(cores.whole), "threads": cores.threads, "memory_bytes": memory, "gemm_rows": rows}
     who["other_work"] = others

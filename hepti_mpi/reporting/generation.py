@@ -195,7 +195,7 @@ def _cut_off(document: Mapping[str, Any]) -> str:
     """Return how many answers would have gone on, and what to do about it."""
     count, every = document["cut_off"], document["requests"]
     said = "the answer was cut off; it" if every == 1 else f"{count} of {every} answers were cut off; they"
-    return f"{said} may be longer by --max-tokens and --context"
+    return f"{said} may be longer by --max-tokens, or max_tokens where a line has its own, and --context"
 
 
 def _median(values: Sequence[float]) -> float | None:

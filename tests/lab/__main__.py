@@ -15,6 +15,8 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from hepti_mpi.commands.terminal import OUT, hand_on
+
 from . import check, state
 from .clusters import Cluster, checked_board, checked_rate, cluster_named, read_clusters, slower
 from .errors import LabError
@@ -50,6 +52,7 @@ def up(options: argparse.Namespace) -> int:
 
 def run(options: argparse.Namespace) -> int:
     cluster = _cluster(options)
+    hand_on(OUT)  # a job that ssh started sees no terminal
     with Lab(cluster, share=options.share, burst_seconds=_burst(options)) as lab:
         program = [options.program] if options.program else ["-m", "hepti_mpi"]
         return lab.mpirun([sys.executable, *program, *_rest(options.arguments)], stdin=None).returncode
