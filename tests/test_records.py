@@ -358,8 +358,10 @@ def test_who_rests_is_not_waited_for_in_the_seconds_of_answering():
     assert record["seconds"] == 1.0 and record["startup_seconds"]["warm_up"] == 0.25
 
 
-@pytest.mark.parametrize("seconds, times", [(0.3, 0), (0.09, 2), (0.013, 3), (0.0024, 10), (1e-5, 10)])
-def test_short_batches_are_answered_before_they_count(seconds, times):
+@pytest.mark.parametrize("seconds, times, divided", [
+    (0.3, 0, False), (0.09, 2, False), (0.013, 3, False), (0.0024, 10, False), (1e-5, 10, False), (0.0024, 3, True), (0.3, 0, True),
+])  # fmt: skip
+def test_short_batches_are_answered_before_they_count(seconds, times, divided):
     """A core that has rested takes 20 ms to be as fast as it was measured: ten rows took a fifth longer than predicted."""
-    plan = SimpleNamespace(predicted_seconds=seconds, planned_rows=10)
+    plan = SimpleNamespace(predicted_seconds=seconds, planned_rows=10, divided=divided)
     assert Course.warm_ups(SimpleNamespace(ready=SimpleNamespace(plan=plan), shapes=[(4, 6)])) == times

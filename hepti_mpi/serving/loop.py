@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 
 ORDERS, REPORTS = "orders", "reports"  # boxes
 KEPT = 256  # batches whose steps are noted, the last ones
-# so often, in so long, the first batch is answered before: new memory costs as much as a short one, and a core that has rested is slow
-WARM_UPS = (3, 0.2), (10, 0.03)
+WARM_UPS, WARM_SECONDS = 3, 0.2  # so often, in so long, the first batch is answered before: new memory costs as much as a short one
+# so often, in so long, where one rank computes: its cores have rested and are slow at first; ranks that wait for each other stay awake
+LONE_WARM_UPS, LONE_WARM_SECONDS = 10, 0.03
 WAIT_SECONDS = 0.05  # for requests, where none is there
 REST_SECONDS = 0.2  # without any, after which the others sleep between two looks for an order
 BEAT_SECONDS = 1.0  # between two words to those that rest: whoever hears nothing for long takes rank 0 for lost
@@ -176,7 +177,8 @@ class Course:
         if not self.shapes or not plan.predicted_seconds:
             return 0
         first = plan.predicted_seconds * sum(self.shapes[0]) / plan.planned_rows
-        return max(min(most, int(seconds / first)) for most, seconds in WARM_UPS)
+        lone = 0 if plan.divided else min(LONE_WARM_UPS, int(LONE_WARM_SECONDS / first))
+        return max(lone, min(WARM_UPS, int(WARM_SECONDS / first)))
 
     def ran(self) -> float:
         """Note a batch; return the seconds that this rank computed."""
