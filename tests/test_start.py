@@ -45,9 +45,11 @@ program.main()
 """)
     environment = launch_environment() | {"PYTHONPATH": str(root), "LOOKED_FOR": " ".join(used + unused)}
     command = [str(MPIRUN), "-n", "3", sys.executable, "told.py", "run", "--weights", str(store), "--strategy", "single", "--json"]
-    for fresh in (["--fresh"], []):
+    for fresh in (["--fresh"], [], [], []):  # beside other work it may be measured again
         done = subprocess.run([*command, *fresh], capture_output=True, text=True, timeout=SECONDS, cwd=tmp_path, env=environment)
         assert done.returncode == 0, done.stderr
+        if "measuring" not in done.stderr:
+            break
     told = [(tmp_path / f"imported.{rank}").read_text().split() for rank in range(3)]
     assert told == [used, [], []]
 
