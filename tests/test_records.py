@@ -9,6 +9,7 @@ import pytest
 from clusters import cluster
 
 from hepti_mpi.commands.jobs import Together
+from hepti_mpi.commands.screen import Screen
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning import reasons
 from hepti_mpi.planning.demand import Demand
@@ -365,3 +366,11 @@ def test_short_batches_are_answered_before_they_count(seconds, times, divided):
     """A core that has rested takes 20 ms to be as fast as it was measured: ten rows took a fifth longer than predicted."""
     plan = SimpleNamespace(predicted_seconds=seconds, planned_rows=10, divided=divided)
     assert Course.warm_ups(SimpleNamespace(ready=SimpleNamespace(plan=plan), shapes=[(4, 6)])) == times
+
+
+def test_a_job_that_was_told_of_a_terminal_prints_no_document(monkeypatch, capsys):
+    """That of the lab did, over 25 lines."""
+    for columns, printed in (("80", ""), ("", '{"format": "x"}\n')):
+        monkeypatch.setenv("HEPTI_COLUMNS", columns)
+        Screen().document({"format": "x"}, always=True)
+        assert capsys.readouterr().out == printed

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +70,6 @@ def serve(given: click.Context, hostfile: Path | None, weights: Path | None, hos
     try:
         from hepti_mpi.serving.http import app, server
     except ImportError as error:
-        if find_spec("h5py") is None:  # nor has it what every command needs: it is another Python than the one that was meant
-            raise ModuleNotFoundError(name="h5py") from None
         how = "install it, in the checkout, with: pip install '.[serve]'"
         raise HeptiError(f"{error.name} is not installed, which serve needs; {how}") from None
     from hepti_mpi.serving.asking import Model
