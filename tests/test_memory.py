@@ -78,3 +78,9 @@ def test_what_others_have_of_the_cores(tmp_path, monkeypatch):
         assert load.busy_seconds({0, 1}) == 0.0
     (tmp_path / "stat").unlink()
     assert load.busy_seconds({0}) == 0.0
+
+
+@pytest.mark.parametrize("machines, seconds", [(("m", "m", "m", "n"), [7, 7, 7, 8]), (("", "", "", ""), [3, 3, 4, 8])])
+def test_hosts_that_are_one_machine_are_not_each_others_other_work(machines, seconds):
+    """As containers are, and the hosts of a lab: each took the others' ranks for strangers that had its cores."""
+    assert [load.ours(rank, ("a", "a", "b", "c"), machines, (1, 2, 4, 8)) for rank in range(4)] == seconds

@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 import pytest
 from layers import sized
 
+from hepti_mpi.comm.advice import with_ranks
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.program.plan import Plan, check, granules_fit, in_words, kind_of, wire_of
@@ -163,13 +164,13 @@ def test_a_wire_in_words(wire, words, kind):
 
 def test_check_names_both_rank_counts():
     with pytest.raises(PlanError, match="for 3 ranks, this job has 4; start it with: mpirun -n 3"):
-        check(PLAN, SPEC, "hash", 4)
+        check(PLAN, SPEC, "hash", 4, start=with_ranks)
 
 
 def test_what_a_supervisor_started_is_not_to_be_typed_again(monkeypatch, tmp_path):
     monkeypatch.setenv("HEPTI_STATE", str(tmp_path / "state.json"))
     with pytest.raises(PlanError, match="for 3 ranks, this job has 4; start it with a hostfile of 3 slots$"):
-        check(PLAN, SPEC, "hash", 4)
+        check(PLAN, SPEC, "hash", 4, start=with_ranks)
 
 
 @pytest.mark.parametrize(

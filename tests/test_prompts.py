@@ -99,6 +99,8 @@ def test_a_line_says_to_the_template_what_a_service_is_told(spec, tmp_path, more
     ({"suffix": "x"}, "suffix is 'x'"), ({"best_of": 2}, "best_of is 2"), ({"functions": [{}]}, "functions is [{}]"),
     ({"min_tokens": 5}, "line 1 of x.jsonl: min_tokens is 5, which is not supported here; leave it out"),
     ({"guided_json": {"type": "object"}}, "guided_json is {'type': 'object'}, which is not supported here"),
+    ({"reasoning_effort": "low"}, "reasoning_effort is low, which the model's chat template does not read; leave it out"),
+    ({"n_probs": 3}, "n_probs is 3, which is not supported here"), ({"samplers": ["top_k"]}, "samplers is ['top_k'], which is not"),
     ({"verbosity": "low"}, "verbosity is 'low', which is not supported here"),  # that of a talk; a service refused them, and here they had
 ])  # fmt: skip
 def test_what_a_line_asks_in_vain(spec, tmp_path, more, words):

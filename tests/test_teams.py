@@ -215,7 +215,8 @@ def test_how_all_divide_batches_is_looked_for_only_where_it_could_be_sooner(monk
 
 @pytest.mark.parametrize("change, words", [
     (lambda t: Placement((Team((t[0].stages[0], t[1].stages[0])), t[0])), "each of which may be in one team"),
-    (lambda t: Placement((Team((Stage((7,), t[0].stages[0].plan),)),)), "this job has 4"),
+    (lambda t: Placement((Team((Stage((7,), t[0].stages[0].plan),)),)), "plan is for 8 ranks, this job has 4$"),
+    (lambda t: Placement((Team((Stage((-1,), t[0].stages[0].plan),)),)), "the plan's teams are of ranks \\[-1\\], this job has 4"),
     (lambda t: Placement(()), "the plan's teams"),
     (lambda t: Placement((Team(t[0].stages * 2),)), "each of which may be in one team"),
 ])  # fmt: skip

@@ -5,7 +5,7 @@ Source: proc(5), /proc/stat.
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 STAT = Path("/proc/stat")
@@ -40,6 +40,14 @@ class Watch:
         """Return the part of the cores that others had; `spent`: seconds of them that were ours."""
         passed = max(time.perf_counter() - self.begin, 1e-9) * max(1, len(self.cores))
         return min(max(busy_seconds(self.cores) - self.busy - spent, 0.0) / passed, 1.0)
+
+
+def ours(rank: int, hosts: Sequence[str], machines: Sequence[str], spent: Sequence[float]) -> float:
+    """Return the seconds that the ranks of this rank's machine have spent, which may be several hosts, as containers are. By rank: its
+    host, by what its machine is known ("" where it does not say), and its seconds."""
+    own = machines[rank]
+    every = zip(hosts, machines, spent, strict=True)
+    return sum(seconds for host, machine, seconds in every if host == hosts[rank] or own and machine == own)
 
 
 def others_now(cores: Collection[int], seconds: float) -> float:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
+from hepti_mpi.comm.advice import with_ranks
 from hepti_mpi.comm.exchange import Exchanges
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import hold, same_plan
@@ -64,7 +65,7 @@ def load(machine: Machine, store: Store, placement: Placement, startup: dict[str
     """
     world, begin = machine.world, time.perf_counter()
     with together(world):
-        placements.check(placement, store.spec, store.source_hash, world.size)
+        placements.check(placement, store.spec, store.source_hash, world.size, with_ranks)
     same_plan(machine, placement.hash)
     place = placement.place(world.rank)
     stage = None if place is None else placement.teams[place[0]].stages[place[1]]

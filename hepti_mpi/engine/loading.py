@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from hepti_mpi.cluster.memory import usable_memory
 from hepti_mpi.cluster.profile import ClusterProfile
+from hepti_mpi.comm.advice import with_ranks
 from hepti_mpi.engine import pages
 from hepti_mpi.engine.engine import Engine
 from hepti_mpi.engine.fetching import hold, same_plan
@@ -118,7 +119,7 @@ def load(
     """
     world, begin = machine.world, time.perf_counter()
     with together(world):
-        plans.check(plan, store.spec, store.source_hash, world.size)
+        plans.check(plan, store.spec, store.source_hash, world.size, start=with_ranks)
     same_plan(machine, plan.hash)
     part = Part(store.spec, plan, world.rank)
     fetched = hold(machine, store, part.slices)

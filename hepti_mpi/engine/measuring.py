@@ -63,8 +63,7 @@ def measured(
     with cores.apart_from_threads():
         own = timed(made, rows, spec.positions, emulation, clock, world.barrier)
     world.barrier()
-    every = zip(machines, world.gather_all([host, watch.spent]))  # of one machine, which may be several hosts, as containers are
-    spent = sum(seconds for machine, (other, seconds) in every if other == host or machine and machine == machines[world.rank])
+    spent = load.ours(world.rank, cores.hosts, machines, world.gather_all(watch.spent))
     others = 0.0 if emulation.on else watch.others(spent)  # an emulated board waits for this machine and takes no harm
     who = {"host": host, "cores": len(cores.whole), "threads": cores.threads, "memory_bytes": memory, "gemm_rows": rows}
     who["other_work"] = others

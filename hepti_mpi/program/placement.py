@@ -6,7 +6,7 @@ is its own plan.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -171,13 +171,15 @@ def _stages(team: Any) -> Iterator[Stage]:
         yield Stage(tuple(int(rank) for rank in stage["members"]), plans.from_json(stage["plan"]))
 
 
-def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int) -> None:
-    """Refuse a placement that is not one for this model and this number of ranks. Raises PlanError."""
+def check(placement: Placement, spec: ModelSpec, source_hash: str, ranks: int, start: Callable[[int], str] | None = None) -> None:
+    """Refuse a placement that is not one for this model and this number of ranks; `start`: as of plan.check. Raises PlanError."""
     for stage in (stage for team in placement.teams for stage in team.stages):
         plans.check_model(stage.plan, spec, source_hash)  # first: all else may differ for that
     alone = {team.lead for team in placement.teams if team.alone}  # which may be several
     every = [*alone, *(rank for team in placement.teams if not team.alone for rank in team.members)]
-    if not placement.teams or len(set(every)) != len(every) or not set(every) <= set(range(ranks)):
+    if max(every, default=0) >= ranks:
+        raise plans.other_ranks(max(every) + 1, ranks, "this job", start)
+    if not placement.teams or len(set(every)) != len(every) or min(every) < 0:
         every = [rank for team in placement.teams for rank in team.members]
         one = "each of which may be in one team, or several alone"
         raise PlanError(f"the plan's teams are of ranks {every}, this job has {ranks}, {one}")

@@ -2,13 +2,12 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 from hepti_mpi import splits
-from hepti_mpi.comm.advice import with_ranks
 from hepti_mpi.errors import PlanError
 from hepti_mpi.models.spec import ModelSpec
 from hepti_mpi.models.untrusted import is_number
@@ -233,13 +232,20 @@ def check_model(plan: Plan, spec: ModelSpec, source_hash: str) -> None:
         raise PlanError(f"the plan is for model {made}, the store holds {held}; {mend}")
 
 
-def check(plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool = False) -> None:
+def other_ranks(planned: int, there: int, where: str, start: Callable[[int], str] | None) -> PlanError:
+    """Return that a plan is for another number of ranks than there are; `start`: what says how a job of so many is started."""
+    how = f"; start it {start(planned)}" if start else ""
+    return PlanError(f"the plan is for {counted(planned, 'ranks')}, {where} has {there}{how}")
+
+
+def check(
+    plan: Plan, spec: ModelSpec, source_hash: str, ranks: int, part: bool = False, start: Callable[[int], str] | None = None
+) -> None:  # fmt: skip
     """Refuse a plan that is not one for this model and this number of ranks; `part`: for a run of its layers. Raises PlanError naming both
-    numbers."""
+    numbers and, by the words of `start`, how a job is started that has as many ranks as the plan."""
     check_model(plan, spec, source_hash)
     if plan.ranks != ranks:
-        start = "" if part else f"; start it {with_ranks(plan.ranks)}"
-        raise PlanError(f"the plan is for {counted(plan.ranks, 'ranks')}, {'its stage' if part else 'this job'} has {ranks}{start}")
+        raise other_ranks(plan.ranks, ranks, "its stage" if part else "this job", start)
     if not plan.layers or plan.numbers.stop > spec.layers or not (part or len(plan.layers) == spec.layers):
         there = f"layers {plan.first} to {plan.numbers.stop - 1}" if plan.first else counted(len(plan.layers), "layers")
         raise PlanError(f"the plan has {there}, model {spec.name} has {spec.layers}")

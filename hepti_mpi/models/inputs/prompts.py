@@ -68,6 +68,9 @@ class Prompter:
         try:
             options = checked_options(asked or {}) | ({"tools": None} if choice == "none" else {})
             text = self.template.text(checked_messages(messages), **options)
+            effort = options["effort"]
+            if effort != "none" and self.template.passes_over(effort, options["tools"]):  # a service says so beside the answer
+                raise InputError(f"reasoning_effort is {effort}, which the model's chat template does not read; leave it out")
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
         return checked_ids(self.spec, self.tokens.plain(text, where), where)

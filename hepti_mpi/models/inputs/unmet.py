@@ -12,10 +12,11 @@ _NONE: tuple[Any, ...] = ()
 TEXTS: Plain = {
     **dict.fromkeys("min_tokens ignore_eos stop_token_ids include_stop_str_in_output allowed_token_ids bad_words".split(), _NONE),
     **dict.fromkeys("guided_json guided_regex guided_choice guided_grammar structured_outputs grammar json_schema".split(), _NONE),
-    **dict.fromkeys("use_beam_search prompt_logprobs truncate_prompt_tokens top_a samplers".split(), _NONE),
+    **dict.fromkeys("use_beam_search prompt_logprobs truncate_prompt_tokens truncate top_a samplers n_probs".split(), _NONE),
+    **dict.fromkeys("regex ebnf logits_processors watermark lora lora_path n_indent thinking_token_budget".split(), _NONE),
     **dict.fromkeys("mirostat mirostat_mode dry_multiplier dynatemp_range xtc_probability".split(), _NONE),
     **dict.fromkeys("length_penalty repeat_penalty typical_p typ_p tfs tfs_z".split(), (1,)),
-    **dict.fromkeys("n_predict top_n_sigma".split(), (-1, 0)),
+    **dict.fromkeys("n_predict t_max_predict_ms top_n_sigma".split(), (-1, 0)),
     **dict.fromkeys("skip_special_tokens add_special_tokens".split(), (True,)),
 }
 TALKS: Plain = TEXTS | {
