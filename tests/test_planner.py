@@ -20,7 +20,7 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.demand import Demand, Exchange
 from hepti_mpi.planning.memory import activation_widths, making_bytes
 from hepti_mpi.planning.pricer import Pricer
-from hepti_mpi.planning.reasons import left_out, more_ranks
+from hepti_mpi.planning.reasons import left_out, more_ranks, reasons
 from hepti_mpi.planning.refine import Refinement
 from hepti_mpi.planning.search import AS_GOOD, LEANER, MUCH_LESS, _Search, again, choose, costs_of
 from hepti_mpi.planning.sharing import preference
@@ -594,6 +594,16 @@ def test_ranks_beside_each_other_must_promise_more_than_noise(speedup, active):
         with_it, without = (float(found) for found in re.search(r"\(([\d.]+) ms at best with it, ([\d.]+) without\)", why).groups())
         assert f"a plan with it is chosen below {decision.chosen.price.seconds / 2 * 1e3:.1f} ms only" in why
         assert with_it < without and "ranks of one host slow each other down by more than prices know" in why
+
+
+def test_both_sentences_of_ranks_that_share_a_host_have_the_same_times():
+    """One said that two ranks take 143.0 ms, the next that each plan with one of the others takes 145.6 and more."""
+    decision = choose(LARGE, "hash", with_alone(cluster((9, 9, 9), mbit=20_000, latency=1e-6, hosts=["a"] * 3), 2.5), Demand(128))
+    seconds = 0.99 * decision.chosen.price.seconds
+    decision = replace(decision, by_ranks={2: seconds}, with_rank={1: seconds, 2: seconds})
+    more, why = reasons(decision)
+    assert f"the best plan on 2 ranks {seconds * 1e3:.1f} ms" in more and f"({seconds * 1e3:.1f} ms at best with it" in why
+    assert why.startswith("ranks 1 and 2 on a ") and "slow each other down by more than prices know" in why
 
 
 def test_ranks_beside_each_other_are_not_chosen_for_sending_less():

@@ -29,17 +29,18 @@ def more_ranks(decision: Decision) -> Iterator[str]:
     if not more:
         return
     count = min(more, key=lambda ranks: (more[ranks], ranks))
+    longer = _compared(decision, more[count])
     few = f"{len(plan.active)} of {plan.ranks} ranks take"
     if not plan.divided:
         rank = plan.active[0]
         shared = plan.hosts.count(plan.hosts[rank]) > 1
         few = f"rank {rank} on {plan.hosts[rank]} alone{', with all cores of its host,' * shared} takes"
     what = "hardly sooner, if at all,"
-    if more[count] > SAME * seconds:
+    if longer > SAME * seconds:
         what = "slower"
-    elif more[count] * SAME < seconds:
+    elif longer * SAME < seconds:
         what = "not sure to be sooner"
-    best = f"the best plan on {counted(count, 'ranks')} {more[count] * 1e3:.1f} ms"
+    best = f"the best plan on {counted(count, 'ranks')} {longer * 1e3:.1f} ms"
     yield f"more ranks are {what} here: {few} {seconds * 1e3:.1f} ms a batch, {best}"
 
 
@@ -60,17 +61,23 @@ def left_out(decision: Decision) -> Iterator[str]:
 
 def _why(decision: Decision, rank: int) -> tuple[str, float | None]:
     """Return why a rank has no part, and what the best plan with it would have taken, where there was one."""
-    plan, best = decision.chosen.plan, decision.chosen.price.seconds
+    best = decision.chosen.price.seconds
     if rank not in decision.with_rank:
         return decision.ruled_out.get(rank, "no plan that was priced gives it a part"), None
-    with_it = decision.with_rank[rank]
-    if with_it * SAME < best and plan.hosts.count(plan.hosts[rank]) > 1:
+    with_it = _compared(decision, decision.with_rank[rank])
+    if with_it < best:
         limit = f"a plan with it is chosen below {best / WORTH * 1e3:.1f} ms only"
         return f"ranks of one host {BESIDE}, so {limit}", with_it
-    with_it = max(with_it, best)  # the chosen one was priced more exactly
     if with_it >= SAME * best:
         return "exchanges with it and waiting for it take longer than it saves", with_it
     return "what it would compute is no more than exchanges with it take", with_it
+
+
+def _compared(decision: Decision, seconds: float) -> float:
+    """Return what is said that a plan takes which was not chosen: not less than the chosen one, which was priced more exactly, but where
+    ranks share a host and a plan has to promise more (sharing.py)."""
+    hosts = decision.chosen.plan.hosts
+    return seconds if len(set(hosts)) < len(hosts) else max(seconds, decision.chosen.price.seconds)
 
 
 def _span(times: Sequence[float]) -> str:
