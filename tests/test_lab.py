@@ -287,6 +287,8 @@ def test_a_lab_that_stays():
         assert lab_command("set", name, "pi2", "--board", "5", "--mbit", "20").returncode == 0
         assert f"lab {name}: pi1 is 3, pi2 is 5, pi3 is 6\n" in lab_command("list").stdout
         assert lab_command("shell", name, "pi2", "--", "hostname; exit 7").returncode == 7
+        seen = lab_command("shell", name, "pi2", "--", "pwd; env").stdout.splitlines()  # as a job has it, which types what it needs no more
+        assert seen[0] == os.getcwd() and set(seen) >= {"HEPTI_EMULATE_FILE=/run/hepti/emulate", "OMPI_MCA_mpi_yield_when_idle=1"}
         wrong = lab_command("set", name, "pi2", "--board", "0")
         assert wrong.returncode == 2 and wrong.stderr.startswith("error: the board of pi2: board '0' is 0 times slower")
     finally:

@@ -111,7 +111,8 @@ def _all_or_none(world: Comm, emulation: Emulation) -> None:
     with together(world):
         if world.rank == 0 and 0 < len(bare) < world.size:
             said = f"{bare[0]}{f' and {len(bare) - 1} more' if len(bare) > 1 else ''} of {counted(world.size, 'ranks')}"
-            raise PlanError(f"no board is given for {said}; set HEPTI_EMULATE_FILE for all of them, or --emulate, or neither")
+            mend = "set HEPTI_EMULATE_FILE for all of them (mpirun -x HEPTI_EMULATE_FILE), or --emulate, or neither"
+            raise PlanError(f"no board is given for {said}; {mend}")
 
 
 def machine_of(world: Comm, cores: Cores, emulation: Emulation) -> Machine:

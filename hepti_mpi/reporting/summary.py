@@ -6,8 +6,8 @@ Pure: reads a run's record (records.py), prints nothing.
 from collections.abc import Iterator
 from typing import Any
 
+from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.demand import Decision
-from hepti_mpi.planning.prices import Price
 from hepti_mpi.program.plan import in_words
 from hepti_mpi.reporting.records import ASKED, emulated, left_over, share_word, startup_line
 from hepti_mpi.reporting.tables import duration, milliseconds, rate, size, table
@@ -16,13 +16,13 @@ from hepti_mpi.wording import counted
 
 def run_lines(record: dict[str, Any], decision: Decision | None, width: int | None = None) -> str:
     """Return the summary of a run for people: measured beside predicted, then how much was answered how soon, and where that is."""
-    price = decision.chosen.price if decision else None
+    price, wire = (decision.chosen.price, _wire(decision.chosen)) if decision else (None, 0.0)
     shares = {what: [item[what] for item in record["ranks"]] for what in ("heads", "columns", "rows")}
     rows = []
     for rank, item in enumerate(record["ranks"]):
         is_active = any(counts[rank] for counts in shares.values())
         share = [share_word(shares[what], rank, is_active) for what in ("heads", "columns")]
-        predicted = (None, None, None) if price is None else (price.compute[rank], price.wire if is_active else 0.0, price.wait[rank])
+        predicted = (None, None, None) if price is None else (price.compute[rank], wire if is_active else 0.0, price.wait[rank])
         measured = (item[f"{what}_seconds"] for what in ("compute", "wire", "wait"))
         cells = [f"{milliseconds(seconds)} / {milliseconds(guess)}" for seconds, guess in zip(measured, predicted)]
         held = size(item["weight_bytes"]), size(item["peak_resident_bytes"])
@@ -32,7 +32,7 @@ def run_lines(record: dict[str, Any], decision: Decision | None, width: int | No
         "measured / predicted, milliseconds" + ", median over batches" * (not _is_single(record)),
         table(head, rows, width),
         *_batches(record),
-        *([] if price is None else _around(record, price)),
+        *([] if price is None else _around(record, float(price.compute[0] + wire + price.wait[0]))),
         *_remarks(record),
         *(_decision_line(item) for item in record["decisions"]),
         throughput_line(record),
@@ -66,14 +66,20 @@ def _batches(record: dict[str, Any]) -> Iterator[str]:
     )
 
 
-def _around(record: dict[str, Any], price: Price) -> Iterator[str]:
+def _wire(chosen: Candidate) -> float:
+    """Return the seconds that exchanges are predicted to take a rank beside computing and waiting: none where links work meanwhile, of
+    which a price says how long they are in use."""
+    return chosen.price.wire if chosen.plan.collectives == "mpi" else 0.0
+
+
+def _around(record: dict[str, Any], layers: float) -> Iterator[str]:
     """Yield what a batch took outside its layers, where that is why it took longer than predicted: whoever notes and prints the answers
-    before it takes turns with what brings it in."""
+    before it takes turns with what brings it in. `layers`: seconds that were predicted for these."""
     took, predicted, first = record["latency_seconds"]["median"], record["predicted_seconds"], record["ranks"][0]
     if predicted is None or _is_single(record):
         return
     outside = took - sum(first[f"{what}_seconds"] for what in ("compute", "wire", "wait"))
-    expected = max(predicted - float(price.compute[0] + price.wire + price.wait[0]), 0.0)
+    expected = max(predicted - layers, 0.0)
     if outside - expected > max(0.1 * predicted, 0.25 * (took - predicted)):
         yield (f"{milliseconds(outside)} ms of a batch are around its layers, predicted {milliseconds(expected)}: answers are noted and "
                "printed beside it, which counts where batches are small")  # fmt: skip

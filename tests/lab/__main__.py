@@ -9,6 +9,8 @@
 """
 
 import argparse
+import os
+import shlex
 import signal
 import sys
 import tempfile
@@ -22,6 +24,7 @@ from .clusters import Cluster, checked_board, checked_rate, cluster_named, read_
 from .errors import LabError
 from .experiments import drift, quiet, soak
 from .faults import faults
+from .jobs import typed_line
 from .lab import Lab
 from .service import service
 from .throughput import teams, throughput
@@ -77,7 +80,8 @@ def down(options: argparse.Namespace) -> int:
 
 def shell(options: argparse.Namespace) -> int:
     words = _rest(options.arguments) or ["bash"]
-    return Lab.attach(options.lab).ssh(options.host, words, terminal=sys.stdin.isatty(), stdin=None).returncode
+    line = typed_line(words[0] if len(words) == 1 else shlex.join(words), os.getcwd())
+    return Lab.attach(options.lab).ssh(options.host, [line], terminal=sys.stdin.isatty(), stdin=None).returncode
 
 
 def change(options: argparse.Namespace) -> int:

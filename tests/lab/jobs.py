@@ -57,9 +57,21 @@ def shell_line(command: Sequence[str], env: Mapping[str, str], folder: str, expo
 
     `exports`: tell mpirun so on its command line; a command that calls mpirun itself does so.
     """
-    caller = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
-    ranks = {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}", **RANK, **caller, **env}
+    ranks = _of_ranks() | env
     settings = [f"{name}={value}" for name, value in {**LAUNCHER, **ranks}.items()]
     handed = [word for name in ranks if not name.startswith(("OMPI_MCA_", "PRTE_MCA_")) for word in ("-x", name)]
     words = ["env", *settings, command[0], *(handed if exports else ()), *command[1:]]
     return f"cd {shlex.quote(folder)} && exec {shlex.join(words)}"
+
+
+def typed_line(line: str, folder: str) -> str:
+    """Return what a remote shell has to be told to do what somebody types as a job would be done: in `folder`, where it is seen, and with
+    all settings but those that mpirun hands on by -x alone."""
+    settings = [f"{name}={shlex.quote(value)}" for name, value in {**LAUNCHER, **_of_ranks()}.items()]
+    return f"cd {shlex.quote(folder)} 2>/dev/null; export {' '.join(settings)}; {line}"
+
+
+def _of_ranks() -> dict[str, str]:
+    """Return the variables of every rank, with those of the caller."""
+    caller = {name: value for name, value in os.environ.items() if name.startswith(HANDED_ON)}
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}", **RANK, **caller}
