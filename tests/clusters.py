@@ -1,6 +1,8 @@
 """Made-up cluster profiles for the tests of planning: boards of given speed, memory and links."""
 
-from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile
+from dataclasses import replace
+
+from hepti_mpi.cluster.profile import ClusterProfile, NodeProfile, scaled
 
 GIB = 1 << 30
 CURVE = (1, 8, 32, 128)
@@ -23,3 +25,15 @@ def cluster(speeds, mbit=1000.0, latency=1e-4, memory=8 * GIB, hosts=None):
     hosts = hosts or [f"pi{rank}" for rank in range(ranks)]
     nodes = tuple(node(speed, size, host) for speed, size, host in zip(speeds, memories, hosts))
     return ClusterProfile(nodes, square(ranks, latency), square(ranks, mbit * 125_000), {"onnxruntime": "1.2.3"}, (56, 101), latency)
+
+
+def with_alone(profile, speedup):
+    """The same boards, where a rank that computes alone on its host is `speedup` times as fast, and has the memory of all."""
+
+    def alone(node):
+        mates = profile.hosts.count(node.host)
+        faster = scaled(replace(profile, nodes=(node,)), [1 / speedup]).nodes[0]
+        return replace(faster, threads=mates, memory_bytes=mates * node.memory_bytes)
+
+    nodes = [replace(node, threads=1, cores=profile.hosts.count(node.host)) for node in profile.nodes]
+    return replace(profile, nodes=tuple(replace(node, alone=alone(node)) for node in nodes))

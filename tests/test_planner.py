@@ -7,7 +7,7 @@ from itertools import combinations, product
 
 import numpy as np
 import pytest
-from clusters import GIB, cluster
+from clusters import GIB, cluster, with_alone
 from lab.clusters import cluster_named
 from lab.prices import described
 from layers import sized
@@ -536,18 +536,6 @@ def test_impossible_requests(options, words):
 
 
 # ranks that share a host
-
-
-def with_alone(profile, speedup):
-    """The same boards, where a rank that computes alone on its host is `speedup` times as fast, and has the memory of all."""
-
-    def alone(node):
-        mates = profile.hosts.count(node.host)
-        faster = scaled(replace(profile, nodes=(node,)), [1 / speedup]).nodes[0]
-        return replace(faster, threads=mates, memory_bytes=mates * node.memory_bytes)
-
-    nodes = [replace(node, threads=1, cores=profile.hosts.count(node.host)) for node in profile.nodes]
-    return replace(profile, nodes=tuple(replace(node, alone=alone(node)) for node in nodes))
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4, 6])

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from clusters import cluster
+from clusters import cluster, with_alone
 
 from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.planning.demand import Demand
@@ -75,6 +75,19 @@ def test_a_rank_without_a_part_teaches_nothing():
     taught = [np.array([*(price.compute[:2] * 1.2), 0.0])]
     after = learned(profile, REQUEST, Trial(plan, Part(SPEC, plan, 0), None, 1.0, [price.seconds], taught))
     assert after.nodes[2] == profile.nodes[2] and after.nodes[0].element_seconds == pytest.approx(1.2 * profile.nodes[0].element_seconds)
+
+
+@pytest.mark.parametrize("active, own, whole", [((0, 1), 1.2, 1.0), ((0,), 1.0, 1.2)])
+def test_ranks_beside_each_other_teach_nothing_of_one_with_all_cores(active, own, whole):
+    """Two ranks that were slower than priced made the prediction of one alone a third too long in a bench."""
+    profile = with_alone(cluster((20, 20), mbit=9000, latency=1e-6, hosts=("a", "a")), 1.5)
+    decision = choose(SPEC, "hash", profile, REQUEST)
+    plan = next(one.plan for one in (decision.chosen, *decision.others) if one.plan.active == active)
+    price = price_of(plan, profile)
+    after = learned(profile, REQUEST, Trial(plan, Part(SPEC, plan, 0), None, 1.0, [price.seconds], [price.compute * 1.2]))
+    for before, now in zip(profile.nodes, after.nodes):
+        assert now.element_seconds == pytest.approx(own * before.element_seconds)
+        assert now.alone.element_seconds == pytest.approx(whole * before.alone.element_seconds)
 
 
 def test_what_speeds_do_not_explain_is_the_exchanges(decision):

@@ -207,8 +207,9 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
-    """Return the profile of the same ranks when each takes `factors` times as long to compute."""
+def scaled(profile: ClusterProfile, factors: Sequence[float], alone: Sequence[float] | None = None) -> ClusterProfile:
+    """Return the profile of the same ranks when each takes `factors` times as long to compute; `alone`: with all cores of its host, where
+    that is another factor."""
 
     def slower(node: NodeProfile, by: float) -> NodeProfile:
         return replace(
@@ -216,21 +217,27 @@ def scaled(profile: ClusterProfile, factors: Sequence[float]) -> ClusterProfile:
             attention_seconds_per_mac=by * node.attention_seconds_per_mac, element_seconds=by * node.element_seconds,
             cast_seconds=by * node.cast_seconds, segment_seconds=by * node.segment_seconds,
             activation_seconds=by * node.activation_seconds, arrange_seconds=by * node.arrange_seconds,
-            glance_seconds_per_weight=by * node.glance_seconds_per_weight, alone=node.alone and slower(node.alone, by),
+            glance_seconds_per_weight=by * node.glance_seconds_per_weight, alone=node.alone,
             cached_seconds_per_mac=tuple(by * seconds for seconds in node.cached_seconds_per_mac),
             cached_arrange_seconds=tuple(by * seconds for seconds in node.cached_arrange_seconds),
             beside_seconds=tuple(by * seconds for seconds in node.beside_seconds),
             table_seconds=tuple(by * seconds for seconds in node.table_seconds),
         )  # fmt: skip
 
-    return replace(profile, nodes=tuple(map(slower, profile.nodes, factors)))
+    every = zip(profile.nodes, factors, factors if alone is None else alone, strict=True)
+    nodes = (replace(slower(node, by), alone=node.alone and slower(node.alone, whole)) for node, by, whole in every)
+    return replace(profile, nodes=tuple(nodes))
 
 
 def soonest(profiles: Sequence[ClusterProfile]) -> ClusterProfile:
     """Return the first of several profiles that `scaled` has made of one, with each rank as fast as it is in any of them: a rank that was
     disturbed while it was measured is faster than that."""
-    nodes = zip(*(profile.nodes for profile in profiles))
-    return replace(profiles[0], nodes=tuple(min(every, key=lambda node: node.gemm_seconds_per_weight) for every in nodes))
+
+    def least(nodes: Sequence[NodeProfile]) -> NodeProfile:
+        return min(nodes, key=lambda node: node.gemm_seconds_per_weight)
+
+    every = [(least(nodes), [node.alone for node in nodes if node.alone]) for nodes in zip(*(profile.nodes for profile in profiles))]
+    return replace(profiles[0], nodes=tuple(replace(node, alone=least(alone) if alone else None) for node, alone in every))
 
 
 def of_hosts(profile: ClusterProfile, hosts: Sequence[str]) -> ClusterProfile | None:

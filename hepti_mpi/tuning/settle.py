@@ -188,10 +188,20 @@ def ask(machine: Machine, trials: Sequence[Trial], lengths: Sequence[int]) -> No
 def learned(profile: ClusterProfile, demand: Demand, trial: Trial) -> ClusterProfile:
     """Return the profile with what a trial taught: how many times longer each rank computes than was predicted, within TRUST, and how
     much longer an exchange takes, which is for the most part waiting for whoever is late this time.
+
+    Of a host's ranks beside each other it says nothing of one with all cores, nor the other way round: they slow each other down.
     """
     predicted = priced(trial.tried, profile, demand).compute
     ratios = np.divide(median(np.array(trial.compute), axis=0), predicted, out=np.ones(len(predicted)), where=predicted > 0)
-    profile = scaled(profile, np.clip(ratios, 1 - TRUST, 1 + TRUST).tolist())
+    ratios, hosts = np.clip(ratios, 1 - TRUST, 1 + TRUST), np.array(profile.hosts)
+    beside, alone = np.ones((2, len(hosts)))
+    for rank in trial.plan.active:
+        mates = hosts == hosts[rank]
+        if profile.nodes[rank].alone is not None and mates[list(trial.plan.active)].sum() == 1:
+            alone[mates] = ratios[rank]
+        else:
+            beside[rank] = ratios[rank]
+    profile = scaled(profile, beside.tolist(), alone.tolist())
     price = priced(trial.tried, profile, demand)
     if not price.bytes:
         return profile
