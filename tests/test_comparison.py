@@ -177,6 +177,8 @@ def test_every_request_and_one_timeline_are_kept(samples):
         assert first["plan"]["hash"] == samples[name].part.plan.hash and first["strategy"] == samples[name].part.plan.strategy
         assert first["largest_difference"] == samples[name].error
         assert sum(first["predicted"]["compute_seconds"]) == pytest.approx(samples[name].price.compute.sum())
+        waited = samples[name].part.plan.collectives == "mpi"  # else links work while ranks compute, and a rank is next to never in them
+        assert first["predicted"]["wire_seconds"] == (samples[name].price.wire if waited else 0.0)
         assert [line["number"] for line in requests] == list(range(REQUESTS))
         assert [line["seconds"] for line in requests] == pytest.approx(samples[name].seconds)
         program = samples[name].part.program

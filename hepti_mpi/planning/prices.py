@@ -17,6 +17,11 @@ class Price:
     bytes: int
     busy: float = 0.0
 
+    def in_exchanges(self, collectives: str) -> float:
+        """Return the seconds that a rank of a plan with these `collectives` is in exchanges beside computing and waiting: none where links
+        work meanwhile, of which `wire` is how long they are in use."""
+        return self.wire if collectives == "mpi" else 0.0
+
 
 @dataclass(frozen=True)
 class Prices:

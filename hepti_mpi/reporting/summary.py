@@ -6,7 +6,6 @@ Pure: reads a run's record (records.py), prints nothing.
 from collections.abc import Iterator
 from typing import Any
 
-from hepti_mpi.planning.candidates import Candidate
 from hepti_mpi.planning.demand import Decision
 from hepti_mpi.program.plan import in_words
 from hepti_mpi.reporting.records import ASKED, emulated, left_over, share_word, startup_line
@@ -16,7 +15,8 @@ from hepti_mpi.wording import counted
 
 def run_lines(record: dict[str, Any], decision: Decision | None, width: int | None = None) -> str:
     """Return the summary of a run for people: measured beside predicted, then how much was answered how soon, and where that is."""
-    price, wire = (decision.chosen.price, _wire(decision.chosen)) if decision else (None, 0.0)
+    price = decision.chosen.price if decision else None
+    wire = price.in_exchanges(decision.chosen.plan.collectives) if price and decision else 0.0
     shares = {what: [item[what] for item in record["ranks"]] for what in ("heads", "columns", "rows")}
     rows = []
     for rank, item in enumerate(record["ranks"]):
@@ -64,12 +64,6 @@ def _batches(record: dict[str, Any]) -> Iterator[str]:
         f"{counted(every['count'], 'batches')} took {duration(took)} in all, predicted {duration(predicted)} ({took / predicted:.2f} x); "
         f"the first {milliseconds(every['first_seconds'])} ms, predicted {milliseconds(every['first_predicted_seconds'])} ms"
     )
-
-
-def _wire(chosen: Candidate) -> float:
-    """Return the seconds that exchanges are predicted to take a rank beside computing and waiting: none where links work meanwhile, of
-    which a price says how long they are in use."""
-    return chosen.price.wire if chosen.plan.collectives == "mpi" else 0.0
 
 
 def _around(record: dict[str, Any], layers: float) -> Iterator[str]:

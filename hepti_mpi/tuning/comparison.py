@@ -50,7 +50,8 @@ def lines(found: Found) -> Iterator[dict[str, Any]]:
     for name, sample in found.samples.items():
         price, plan = sample.price, sample.part.plan
         assert price is not None
-        predicted = {"compute_seconds": list(price.compute), "wire_seconds": price.wire, "wait_seconds": list(price.wait)}
+        predicted = {"compute_seconds": list(price.compute), "wire_seconds": price.in_exchanges(plan.collectives)}
+        predicted["wait_seconds"] = list(price.wait)
         yield {"kind": "method", "method": name, "strategy": plan.strategy, "layout": kind_of(plan), "plan": plan.to_json(),
                "predicted_seconds": price.seconds, "predicted": predicted, "largest_difference": sample.error}  # fmt: skip
         assert sample.every is not None
