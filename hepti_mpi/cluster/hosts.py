@@ -129,7 +129,7 @@ def _once_more(host: Host, line: hostfile.Line, path: Path) -> None:
     host.slots = (host.slots or 1) + 1
     host.foreign += line.foreign
     if also and not host.here:
-        host.foreign.append(f"{line.name} is the machine of line {host.number}{also}")
+        host.foreign.append(f"in line {line.number}, {line.name} is the machine of line {host.number}{also}")
 
 
 def door_of(host: Host) -> tuple[str, int]:
