@@ -40,15 +40,16 @@ def test_steps_are_given_round_after_round():
     assert [[one.index for one in step.requests] for step in given] == [[2], [1, 0, 3]] * 2
     assert scheduler.next() is None
     done = scheduler.done(given[1], [{}, {}, {}], 0.5)
-    assert done.places == [1, 0, 3] and done.seconds == 0.5
+    assert done.places == [1, 0, 3] and done.seconds == 0.5 and (done.rows, done.rows_left) == (8, 26)
 
 
 def test_steps_are_cut_where_fewer_rows_are_wanted():
     scheduler = Scheduler(ANSWERER, 8, repeat=2)
     scheduler.add(requests(3, 4, 9, 1))
     assert (scheduler.rows_left, scheduler.first_rows) == (34, 9)
-    given = [scheduler.next(rows).lengths for rows in (5, 6, 7, 9, 4, 8)]
-    assert given == [(9,), (4,), (3, 1), (9,), (4,), (3, 1)]
+    steps = [scheduler.next(rows) for rows in (5, 6, 7, 9, 4, 8)]
+    assert [step.lengths for step in steps] == [(9,), (4,), (3, 1), (9,), (4,), (3, 1)]
+    assert [scheduler.done(step, [], 0.1).rows_left for step in steps] == [25, 21, 17, 8, 4, 0]
     assert (scheduler.rows_left, scheduler.first_rows, scheduler.left, scheduler.next(3)) == (0, 0, 0, None)
 
 

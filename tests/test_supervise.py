@@ -447,8 +447,9 @@ BEGIN = {"kind": "begin", "requests": 3, "head": {"model": "m", "source_hash": "
 DONE_RECORD = {"kind": "done", "record": {"format": "hepti-run", "embedding": "tokens"}}
 
 
-def answers(*places):
-    return {"kind": "answers", "places": list(places), "finished": [finished_answer({"input": str(n)}) for n in places], "seconds": 1.0}
+def answers(*places, rows=1, left=1):
+    finished = [finished_answer({"input": str(place)}) for place in places]
+    return {"kind": "answers", "places": list(places), "finished": finished, "seconds": 1.0, "rows": rows, "rows_left": left}
 
 
 def test_what_is_told_is_kept_and_written_once_and_in_order(tmp_path, capsys):
@@ -536,6 +537,20 @@ def test_the_first_answers_count_and_not_the_time_before_them():
     meter.begin -= 10
     meter.advance(500)
     assert meter.words() == "answering: 504 of 1004 in 10 s, about 10 s left"
+
+
+def test_what_is_left_is_reckoned_by_rows(tmp_path):
+    """Of what is shown, and of what hosts that are back would gain: the longest texts are answered first."""
+    one, _ = kept(tmp_path)
+    one.meter = Meter("starting", None)
+    one.known.gain = lambda more, present: 0.5
+    for record in ({**BEGIN, "requests": 9}, answers(0, rows=50, left=200)):
+        one.heard(record)
+    assert one.gains(["a", "b"], ["a"]) is None  # nothing is known of how long rows take
+    one.heard(answers(1, rows=100, left=50))
+    one.meter.begin, one.since = one.meter.begin - 10, one.since - 10
+    assert one.meter.words() == "answering: 2 of 9 in 10 s, about 5.0 s left"
+    assert one.gains(["a", "b"], ["a"]) == pytest.approx(2.5, rel=0.01)
 
 
 def test_what_a_start_does_is_shown_until_it_answers(tmp_path):

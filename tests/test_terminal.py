@@ -11,6 +11,7 @@ import sys
 import termios
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -23,8 +24,10 @@ from hepti_mpi.commands import meter as meters
 from hepti_mpi.commands import terminal
 from hepti_mpi.commands.screen import Screen
 from hepti_mpi.models.checkpoints.random import random_model
+from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.reporting.tables import folded
 from hepti_mpi.serving.journal import journal_path, noted
+from hepti_mpi.serving.scheduler import Scheduler
 from hepti_mpi.weights import writing
 
 TEXTS = 12_000  # more than are answered before somebody has had enough
@@ -341,6 +344,21 @@ def test_progress_without_a_terminal(monkeypatch, capsys):
             time.sleep(0.05)
             told += capsys.readouterr().err
     assert told.count("\n") >= 2 and re.fullmatch(r"answering: 2 of 8 in [\d.]+ s, about [\d.]+ s left", told.splitlines()[-1]), told
+
+
+def test_what_is_left_is_reckoned_by_rows():
+    """The longest texts are answered first: by the number of answers "about 56 s left" was said of 12."""
+    meter, scheduler = meters.Meter("answering", 10), Scheduler(None, 100)
+    scheduler.answerer = SimpleNamespace(spec=SimpleNamespace(hidden=384))
+    scheduler.add([Request(place, "", {}, np.zeros(rows), rows) for place, rows in enumerate([100, 100, *8 * [25]])])
+    meter.begin -= 10
+    meter.event(scheduler.done(scheduler.next(), [], 5.0))
+    assert meter.words() == "answering: 1 of 10 in 10 s, about 30 s left"
+    meter.event(scheduler.done(scheduler.next(), [], 5.0))
+    assert meter.words() == "answering: 2 of 10 in 10 s, about 10 s left"
+    while step := scheduler.next():
+        meter.event(scheduler.done(step, [], 2.5))
+    assert meter.words() == "answering: 10 of 10 in 10 s, about 0.00 s left"
 
 
 def test_the_line_of_progress_is_wiped_where_the_terminal_is_that_of_mpirun(monkeypatch, capsys):

@@ -18,12 +18,12 @@ from hepti_mpi.errors import InputError
 from hepti_mpi.models.checkpoints.hf import read_model
 from hepti_mpi.models.inputs.prompts import Prompt, array_prompts
 from hepti_mpi.models.tasks.sampling import Chosen, Sampling
-from hepti_mpi.serving.generation import Generator
+from hepti_mpi.serving.generation import Answer, Event, Generator
 from hepti_mpi.serving.journal import Journal, journal_path, noted
 from hepti_mpi.serving.outputs import write_finished
 from hepti_mpi.serving.request import Question
 from hepti_mpi.serving.sink import Filed, Spoken
-from hepti_mpi.serving.written import Written, finished_text, texts_head
+from hepti_mpi.serving.written import Ahead, Written, finished_text, texts_head
 from hepti_mpi.supervisor.kept import Kept
 from hepti_mpi.supervisor.progress import State, read_state
 from hepti_mpi.weights import writing
@@ -73,16 +73,36 @@ def test_a_journal_keeps_beginnings(tmp_path):
 def test_what_a_supervisor_hears_is_what_the_next_start_begins_with(tmp_path):
     kept = Kept(tmp_path / "p.json", tmp_path / "a.jsonl", False, print)
     kept.heard({"kind": "begin", "requests": 2, "head": {"texts": {"max_tokens": 4}}, "refused": []})
-    kept.heard({"kind": "answers", "places": [], "finished": [], "seconds": 0.1, "grown": [[0, [5]], [1, [9]]]})
-    kept.heard({"kind": "answers", "places": [1], "finished": [{"answer": {}}], "seconds": 0.1, "grown": [[0, [6]], [1, [8]]]})
+    kept.heard({"kind": "answers", "places": [], "finished": [], "seconds": 0.1, "rows": 2, "rows_left": 6, "grown": [[0, [5]], [1, [9]]]})
+    kept.heard({"kind": "answers", "places": [1], "finished": [{"answer": {}}], "seconds": 0.1, "rows": 2, "rows_left": 1,
+                "grown": [[0, [6]], [1, [8]]]})  # fmt: skip
     state = kept.state()
-    assert state.finished == [1] and state.begun == {0: [Chosen(5), Chosen(6)]} and kept._progress() == 1.5
+    assert state.finished == [1] and state.begun == {0: [Chosen(5), Chosen(6)]} and (kept.rows, kept.rows_left) == (2, 1)
     (tmp_path / "state.json").write_text(json.dumps(state.to_json()))
     assert read_state(tmp_path / "state.json") == state
     assert "1 of 2 answers and the beginnings of 1 are kept" in kept.interrupted()
     (tmp_path / "state.json").write_text(json.dumps(State(begun={0: [Chosen(5)]}).to_json()).replace("[5]", '["5"]'))
     with pytest.raises(InputError, match="damaged"):
         read_state(tmp_path / "state.json")
+
+
+def test_how_much_is_left_to_be_written_goes_by_the_texts_that_have_ended():
+    """Not by how many have: those that are written at once end at about the same time."""
+    answers = [Answer([1], Sampling(max_tokens=most), None) for most in (100, 100, 40)]
+    ahead = Ahead(answers)
+
+    def grown(*places, ended=None):
+        events = []
+        for place in places:
+            answers[place].tokens.append(7)
+            events.append(Event(answers[place], Chosen(7), "", "stop" if place == ended else None))
+        return events
+
+    assert ahead.left(grown(0, 1, 2)) == 237
+    assert [ahead.left(grown(0, 1, 2)) for _ in range(8)][-1] == 240 - 27
+    assert ahead.left(grown(0, 1, 2, ended=2)) == 0 + 2  # two others of 10 tokens, as the one that has ended: each gets one at least
+    assert ahead.left(grown(0, 1, ended=0)) == 1 and ahead.left(grown(1, ended=1)) == 0
+    assert Ahead([]).left([]) == 0
 
 
 def test_texts_on_a_screen_come_in_the_order_of_their_prompts():

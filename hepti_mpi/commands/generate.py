@@ -176,7 +176,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool, stri
     from hepti_mpi.comm import interrupts
     from hepti_mpi.serving.generation import Event
     from hepti_mpi.serving.sink import Beside, Noted, Spoken
-    from hepti_mpi.serving.written import Written, finished_text
+    from hepti_mpi.serving.written import Ahead, Written, finished_text
 
     loaded.rest()  # while the tokenizer is read
     result, making = Result(), writers.maker(loaded, session)
@@ -187,7 +187,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool, stri
     with meanwhile("writing", len(task.left), shown) as meter, Beside(task.sink, meter, Noted()) as beside:
 
         def tell(events: list[Event], seconds: float) -> None:
-            written = Written(seconds, strict=strict)
+            written = Written(seconds, strict=strict, rows_left=ahead.left(events))
             for event in events:
                 prompt = prompts[id(event.answer)]
                 written.add(prompt, event)
@@ -202,7 +202,7 @@ def _answered(loaded: Loaded, session: "Session", task: Task, logits: bool, stri
         begin = time.perf_counter()
         begun = task.sink.begun
         result.answers = [making.submit(one.ids, task.asked[one.index], begun.get(one.index, ()), one.goes_on) for one in task.left]
-        prompts = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}
+        prompts, ahead = {id(answer): prompt for answer, prompt in zip(result.answers, task.left)}, Ahead(result.answers)
         tell([Event(one, None, one.text, one.finish_reason) for one in result.answers if one.made], 0.0)
         while making.busy and task.sink.wanted:
             clock = time.perf_counter()

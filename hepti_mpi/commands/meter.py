@@ -24,18 +24,20 @@ class Meter:
     def __init__(self, label: str, total: int | None, count: Callable[[int], str] = str) -> None:
         """`count` says so many of what is counted."""
         self.label, self.total, self.done, self.before, self.count = label, total, 0, 0, count
+        self.work = self.work_left = 0  # of what is counted, where it is not alike
         self.terminal = terminal.path(ERR) is not None
         self.begin, self.drawn, self.is_drawn = time.monotonic(), float("-inf"), False
         self.ended, self.lock = threading.Event(), threading.RLock()
 
-    def advance(self, amount: int) -> None:
-        self.done += amount
+    def advance(self, amount: int, work: int = 0, left: int = 0) -> None:
+        """Count so many more; `work`: what these took and what all that is `left` takes, where it is known."""
+        self.done, self.work, self.work_left = self.done + amount, self.work + work, left
         if self.terminal and time.monotonic() > self.drawn + DRAWN_SECONDS:
             self._draw()
 
     def event(self, event: "Answered") -> None:
         """Count answers (serving.sink.Listener)."""
-        self.advance(len(event.requests))
+        self.advance(len(event.requests), event.rows, event.rows_left)
 
     def at(self, label: str) -> None:
         """Name what is done now."""
@@ -66,7 +68,8 @@ class Meter:
         passed = time.monotonic() - self.begin
         if not self.total or self.done == self.before:
             return f"{self.label}: {duration(passed)}"
-        left = duration(passed * (self.total - self.done) / (self.done - self.before))
+        work, ahead = (self.work, self.work_left) if self.work else (self.done - self.before, self.total - self.done)
+        left = duration(passed * ahead / work)
         return f"{self.label}: {self.count(self.done)} of {self.count(self.total)} in {duration(passed)}, about {left} left"
 
     def _draw(self) -> None:

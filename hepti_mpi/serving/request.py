@@ -90,12 +90,18 @@ class Answerer:
 
 @dataclass
 class Answered:
-    """The event that requests were answered together, in `seconds`."""
+    """The event that requests were answered together, in `seconds`; `rows_left`: those of what is not answered yet."""
 
     requests: "Sequence[Request]"
     results: Sequence[Result]
     seconds: float
     answerer: Answerer
+    rows_left: int
+
+    @property
+    def rows(self) -> int:
+        """What they had together."""
+        return sum(request.rows for request in self.requests)
 
     @property
     def places(self) -> list[int]:

@@ -42,6 +42,7 @@ class Scheduler:
         self.steps: list[Step] = []  # of one round
         self.given, self.cut = 0, 0  # steps of all rounds, and requests of the next one
         self.rows, self.rows_given = 0, 0  # of one round, and of all that was given
+        self.rows_under_way = 0  # given and not answered yet
 
     def add(self, requests: "Sequence[Request]") -> None:
         """Take in requests, which wait until what was added before is answered."""
@@ -80,6 +81,7 @@ class Scheduler:
         ends = np.cumsum([request.rows for request in requests])
         count = max(1, int(np.searchsorted(ends, rows, side="right")))
         self.rows_given += int(ends[count - 1])
+        self.rows_under_way += int(ends[count - 1])
         if count < len(requests):
             self.cut += count
         else:
@@ -88,7 +90,8 @@ class Scheduler:
 
     def done(self, step: Step, results: Sequence[Result], seconds: float) -> Answered:
         """Return the event that a step, which took `seconds`, is for those that wait for its answers."""
-        return Answered(step.requests, results, seconds, self.answerer)
+        self.rows_under_way -= sum(step.lengths)
+        return Answered(step.requests, results, seconds, self.answerer, self.rows_left + self.rows_under_way)
 
 
 def batches(lengths: Sequence[int], most_rows: int, hidden: int) -> list[list[int]]:

@@ -46,7 +46,8 @@ class TextScreen(Screen, Protocol):
 
 
 class Event(Protocol):
-    """What a step brought: answers to the `requests` at some `places`, and tokens of texts that have `grown` (serving.journal)."""
+    """What a step brought: answers to the `requests` at some `places`, and tokens of texts that have `grown` (serving.journal). Work is
+    told in rows, `rows` of it and `rows_left` to come: of texts that are written a row is a token."""
 
     @property
     def requests(self) -> Sequence[Any]: ...
@@ -58,6 +59,10 @@ class Event(Protocol):
     def grown(self) -> Sequence[Any]: ...
     @property
     def seconds(self) -> float: ...
+    @property
+    def rows(self) -> int: ...
+    @property
+    def rows_left(self) -> int: ...
 
 
 class Listener(Protocol):

@@ -22,7 +22,8 @@ from hepti_mpi.weights.store import Store
 @dataclass
 class Written:
     """The event that texts grew in a step of `seconds` (serving.sink.Event). `requests`: prompts whose answers have ended, of which `kept`
-    is there; `said`: what was added to texts, by places; `strict`: a text that cannot be written ends the run."""
+    is there; `said`: what was added to texts, by places; `strict`: a text that cannot be written ends the run; `rows_left`: tokens that
+    all are thought to get yet."""
 
     seconds: float
     requests: list[Prompt] = field(default_factory=list)
@@ -30,6 +31,11 @@ class Written:
     grown: list[list[Any]] = field(default_factory=list)
     said: list[tuple[int, str]] = field(default_factory=list)
     strict: bool = False
+    rows_left: int = 0
+
+    @property
+    def rows(self) -> int:
+        return len(self.grown)
 
     @property
     def finished(self) -> list[Finished]:
@@ -49,6 +55,26 @@ class Written:
         if event.chosen is not None:
             self.grown.append([prompt.index, event.chosen.told()])
         self.said.append((prompt.index, event.text))
+
+
+class Ahead:
+    """How many tokens `answers` are thought to get yet: as many as those that have ended got on average, before that as many as they may."""
+
+    def __init__(self, answers: Sequence[Answer]) -> None:
+        self.growing = len(answers)
+        self.tokens = sum(len(one.tokens) for one in answers)  # of those that grow
+        self.most = sum(one.sampling.max_tokens for one in answers) / max(1, len(answers))
+        self.ended, self.tokens_ended = 0, 0
+
+    def left(self, events: Sequence[Event]) -> int:
+        """Return it behind some events."""
+        for event in events:
+            self.tokens += event.chosen is not None
+            if event.finish is not None:
+                self.growing, self.tokens = self.growing - 1, self.tokens - len(event.answer.tokens)
+                self.ended, self.tokens_ended = self.ended + 1, self.tokens_ended + len(event.answer.tokens)
+        usual = self.tokens_ended / self.ended if self.ended else self.most
+        return max(self.growing, round(self.growing * usual) - self.tokens)
 
 
 def texts_head(

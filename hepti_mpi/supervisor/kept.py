@@ -37,7 +37,7 @@ class Meter(Protocol):
 
     def count_from(self, done: int, total: int) -> None: ...
 
-    def advance(self, amount: int) -> None: ...
+    def advance(self, amount: int, work: int, left: int) -> None: ...
 
 
 class Known:
@@ -101,12 +101,11 @@ class Kept:
         self.journal: Journal | None = None
         self.finished, self.refused = Answers(), dict[int, Finished]()
         self.begun = Begun()
-        self.texts: dict[str, Any] | None = None  # what is asked of each text, where answers are texts
         self.count: int | None = None
         self.meter: Meter | None = None
         self.record: dict[str, Any] | None = None
         self.since: float | None = None  # the first answer of this start
-        self.there = 0.0  # answers then
+        self.rows = self.rows_left = 0  # answered after them, and to come
         self.starts, self.written = 0, False
         self.begin = time.monotonic()
         self.before, self.begun_before = list[int](), Begun()
@@ -144,7 +143,7 @@ class Kept:
         """Open the journal when ranks begin for the first time; later starts must be of the same input."""
         head = {"requests": record["requests"], **record["head"]}
         if self.count is None:
-            self.count, self.head, self.texts = record["requests"], head, head.get("texts")
+            self.count, self.head = record["requests"], head
             if self.already is not None:
                 self.already.check(head)
             elif self.output is not None:
@@ -171,25 +170,22 @@ class Kept:
                 self.finished.hold(new)
                 for place, _ in new:
                     self.begun.pop(place, None)
+            self.rows_left = record["rows_left"]
             if self.since is None:
-                self.since, self.there = time.monotonic(), self._progress()
+                self.since, self.rows = time.monotonic(), 0
+            else:
+                self.rows += record["rows"]
         if self.meter is not None and self.meter.total is None:
             self.meter.count_from(len(new), (self.count or 0) - len({*self.finished, *self.refused, *self.before}) + len(new))
         elif self.meter is not None:
-            self.meter.advance(len(new))
+            self.meter.advance(len(new), record["rows"], record["rows_left"])
 
     def gains(self, more: Sequence[str], present: Sequence[str]) -> float | None:
         """Return the seconds that the rest of the job takes less on the hosts `more` than on those that are `present`."""
         with self.lock:
-            there, since = self._progress(), self.since
-        answers, left = there - self.there, (self.count or 0) - there
-        part = self.known.gain(more, present) if since is not None and answers > 0 else None
-        return None if part is None or since is None else (time.monotonic() - since) / answers * left * part
-
-    def _progress(self) -> float:
-        """Return how many answers there are; of a text that is not finished the part of its tokens."""
-        most = self.texts["max_tokens"] if self.texts else 1
-        return len(self.finished) + len(self.refused) + sum(min(1.0, len(tokens) / most) for tokens in self.begun.values())
+            since, rows, left = self.since, self.rows, self.rows_left
+        part = self.known.gain(more, present) if since is not None and rows else None
+        return None if part is None or since is None else (time.monotonic() - since) / rows * left * part
 
     def interrupted(self) -> str:
         """Say what is kept of a run that is interrupted now, and what goes on with it."""

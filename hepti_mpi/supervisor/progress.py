@@ -72,7 +72,8 @@ class Told:
 
     def event(self, event: Event) -> None:
         texts = {"grown": list(event.grown)} if event.grown else {}
-        tell("answers", places=event.places, finished=event.finished, seconds=event.seconds, **texts)
+        work = {"rows": event.rows, "rows_left": event.rows_left}
+        tell("answers", places=event.places, finished=event.finished, seconds=event.seconds, **work, **texts)
 
     def write(self) -> None:
         """The supervisor writes, and knows what became of all inputs."""
