@@ -160,6 +160,14 @@ def test_who_is_slower_than_thought_promises_less():
     for one, other in zip(slower.choices, found.choices):
         assert one.seconds == pytest.approx(other.seconds * (1 if other.team.members == (2,) else 2))
     assert slower.predicted(SPEC, 0, {(128, 32, 4): 1}) < found.predicted(SPEC, 0, {(128, 32, 4): 1})
+    assert slower.alone == pytest.approx({0: 2 * found.alone[0], 1: 2 * found.alone[1], 2: found.alone[2]})
+
+
+def test_what_threads_take_beside_each_other_is_not_said_of_one_batch_at_a_time():
+    """"one batch at a time takes rank 0 21.3 ms" was said of 11.8."""
+    found = arranged((20, 9), threads=4)
+    slower = found.slowed((2.0, 1.0))
+    assert slower.choices[0].seconds == pytest.approx(2 * found.choices[0].seconds) and slower.alone == found.alone
 
 
 @pytest.mark.parametrize("more, why", [

@@ -81,10 +81,11 @@ class Arrangement:
         return parts / APART if parts > 1 else 1.0
 
     def slowed(self, factors: Sequence[float]) -> "Arrangement":
-        """Return it as it is when each rank takes `factors` times as long as it was thought to."""
+        """Return it as it is when each rank takes `factors` times as long as it was thought to: what its threads take beside each other
+        says nothing of one batch at a time by all of them."""
         choices = [replace(one, seconds=one.seconds * max(factors[rank] for rank in one.team.members)) for one in self.choices]
         slower = replace(self, choices=tuple(choices), profile=profiles.scaled(self.profile, factors))
-        alone = {rank: seconds * factors[rank] for rank, seconds in self.alone.items()}
+        alone = {rank: seconds * (factors[rank] if self.placement.apart(rank) < 2 else 1.0) for rank, seconds in self.alone.items()}
         return replace(slower, alone=alone, others={name: value * slower.rate / self.rate for name, value in self.others.items()})
 
     @property
