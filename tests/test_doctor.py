@@ -220,7 +220,7 @@ def test_this_machine_is_mended_without_ssh_and_another_by_the_port_it_has():
 
 def test_a_line_that_mpirun_reads_otherwise():
     said = ["pi4-2:1 has the form of MPICH", "user= is not known"]
-    found = hostfile_finding("h.txt", "pi4-2", 2, said, "pi4-2 slots=1")
+    found = hostfile_finding("h.txt", "pi4-2", [(2, one) for one in said], "write the line: pi4-2 slots=1")
     assert found.what == "h.txt, line 2: pi4-2:1 has the form of MPICH, and user= is not known", "one line, one finding"
     assert "pi4-2 slots=1" in found.mend and found.why
     hosts = cluster()

@@ -12,6 +12,7 @@ import time
 import pytest
 from terminals import PROGRAM, environment
 
+from hepti_mpi.cluster.hostfile import faults
 from hepti_mpi.cluster.hosts import Host, door_of, listed_hosts, read_hosts
 from hepti_mpi.comm import names
 from hepti_mpi.commands import push
@@ -103,12 +104,12 @@ def test_hostfiles_that_are_refused(tmp_path, text, words):
 
 
 @pytest.mark.parametrize("text, said", [
-    ("a slots=1\nb\nb\n10.0.0.1 slots=2\n", []), ("a\r\nb\r\n", ["carriage returns"]), ("\ufeffa", ["byte order mark"]),
+    ("a slots=1\nb\nb\n10.0.0.1 slots=2\n", []), ("a\r\nb\r\n", ["carriage return, as 1 more"]), ("\ufeffa", ["byte order mark"]),
     ("a:2", ["form of MPICH"]),
     ("a user=pi", ["user= is not one of"]), ("a SLOTS=2", ["SLOTS= is not one of"]), ("[fd00::8]", ["in brackets"]),
     ("::1", ["knows as desk or localhost"]),
-    ("alias", ["knows as desk or localhost"]), ("pi2\nboard\n", [r"in line 2, board is the machine of line 1 (pi2)"]),
-    ("a\nA\n", ["in line 2, A is the machine of line 1 (a)"]),
+    ("alias", ["knows as desk or localhost"]), ("pi2\nboard\n", ["board is the machine of line 1 (pi2)"]),
+    ("a\nA\n", ["A is the machine of line 1 (a)"]),
     ("pi1\npi1.elsewhere.org\n", ["both pi1 to mpirun"]),
     ("a slots=1\nb\n^a\n", ["^a leaves no host out"]), ("^pi@a\na\nb\n", ["^pi@a leaves no host out"]), ("a\n^b.lan\n", ["^b.lan leaves"]),
     ("a # last", ["ends within a comment"]), ("a\n// last", ["ends within a comment"]), ("a /* last */", []), ("/* x */ a // y\n", []),
@@ -120,8 +121,24 @@ def test_what_mpirun_would_not_read_so(tmp_path, text, said):
     """As the lexer of mpirun 5 has it (openpmix/prrte, src/util/hostfile/hostfile_lex.l)."""
     path = tmp_path / "hosts.txt"
     path.write_bytes(text.encode())
-    found = [one for host in listed_hosts(path) for one in host.foreign]
+    found = [one for host in listed_hosts(path) for _, one in host.foreign] + [one for _, one, _ in faults(text.encode())]
     assert len(found) == len(said) and all(words in one for words, one in zip(said, found)), found
+
+
+@pytest.mark.parametrize("text, number, mend", [
+    ("a slots=1\nb slots=1 # hi", 2, "echo >> {}"), ("a\nb\n# end", 3, "echo >> {}"), ("a # hi", 1, "echo >> {}"),
+    ("a\nb\r\nc\n", 2, r"sed -i 's/\r$//; s/\r/\n/g' {}"), ("a\rb\rc", 1, r"sed -i 's/\r$//; s/\r/\n/g' {}"),
+    ("a\r\nb\r\n", 1, r"sed -i 's/\r$//; s/\r/\n/g' {}"), ("\ufeffa\n", 1, r"sed -i '1s/^\xEF\xBB\xBF//' {}"),
+])  # fmt: skip
+def test_a_fault_of_the_file_is_in_its_own_line_and_its_mend_mends_it(tmp_path, text, number, mend):
+    """The first host's line was blamed, and was to be written as it stood."""
+    path = tmp_path / "some hosts.txt"
+    path.write_bytes(text.encode())
+    names = [host.name for host in listed_hosts(path)]
+    [(found, said, told)] = faults(path.read_bytes())
+    assert found == number and told.endswith(mend), (found, said, told)
+    subprocess.run(told.partition(": ")[2].format(shlex.quote(str(path))), shell=True, check=True)
+    assert not faults(path.read_bytes()) and [host.name for host in listed_hosts(path)] == names
 
 
 @pytest.mark.parametrize("name, here", [

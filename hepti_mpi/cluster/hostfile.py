@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 
 from hepti_mpi.errors import HeptiError
+from hepti_mpi.wording import counted
 
 SLOTS = ("slots", "cpu", "count")
 MOST = tuple(f"{word}{dash}{'max'}" for word in SLOTS for dash in "-_") + tuple(f"max{dash}{word}" for word in SLOTS for dash in "-_")
@@ -47,10 +48,6 @@ def parse(content: bytes) -> list[Line]:
         raise HeptiError("it is no text in UTF-8") from None
     if CUT in text:
         raise HeptiError("it is no text: a byte of it is 0")
-    whole = ["the file begins with a byte order mark"] * content.startswith(b"\xef\xbb\xbf")
-    whole += ["the file ends its lines with carriage returns"] * ("\r" in text)
-    comments = list(COMMENT.finditer(text))
-    whole += ["the file ends within a comment"] * any(one.end() == len(text) and one[0][:2] != "/*" for one in comments)
     text = COMMENT.sub(lambda one: CUT + "\n" * one[0].count("\n") if one[0].startswith("/*") else "", text)
     found = []
     for number, written in enumerate(re.split(r"\r\n|\r|\n", text), 1):
@@ -63,8 +60,22 @@ def parse(content: bytes) -> list[Line]:
                 raise HeptiError(f"line {number}: {error}") from None
             found[-1].foreign += ["a comment stands within it"] * (len(parts) > 1)
             found[-1].foreign += ["a space of another kind is in it"] * bool(re.search(r"[^\S \t\f\v]", written))
-    for line in found[:1]:
-        line.foreign += whole
+    return found
+
+
+def faults(content: bytes) -> list[tuple[int, str, str]]:
+    """Return what mpirun does not read of the file as it is meant, whichever hosts it names: the line, what it is, and what mends it, of
+    which {} is the file."""
+    text, found = content.decode("utf-8-sig"), list[tuple[int, str, str]]()
+    if content.startswith(b"\xef\xbb\xbf"):
+        found.append((1, "it begins with a byte order mark", "take the mark out: sed -i '1s/^\\xEF\\xBB\\xBF//' {}"))
+    written = re.split(r"(\r\n|\r|\n)", text)
+    if ends := [1 + place // 2 for place, end in enumerate(written) if place % 2 and "\r" in end]:
+        also = f", as {counted(len(ends) - 1, 'more lines')} do" if len(ends) > 2 else ", as 1 more does" if len(ends) > 1 else ""
+        mend = "end lines as Linux does: sed -i 's/\\r$//; s/\\r/\\n/g' {}"
+        found.append((ends[0], f"it ends with a carriage return{also}", mend))
+    if any(one.end() == len(text) and one[0][:2] != "/*" for one in COMMENT.finditer(text)):
+        found.append(((len(written) + 1) // 2, "the file ends within a comment", "end the line: echo >> {}"))
     return found
 
 

@@ -21,7 +21,7 @@ class Host:
     """A host of the hostfile: `name` as it stands there, `slots` its ranks (None: one for each core), `own` what it calls itself, as far
     as that is known; `here`: it is this machine, which needs no ssh. `missed`: looks in a row that it has not answered.
     `lost`, `losses`, `since`: as supervisor.returning keeps them. `starved`: processes that its system has ended for want of memory, as far
-    as that is known. `foreign`: what mpirun does not read of its lines as it is meant."""
+    as that is known. `number`: the line; `foreign`: what mpirun does not read of its lines as it is meant, by line."""
 
     name: str
     own: str = ""
@@ -30,7 +30,7 @@ class Host:
     user: str = ""
     port: int | None = None
     number: int = 0
-    foreign: list[str] = field(default_factory=list)
+    foreign: list[tuple[int, str]] = field(default_factory=list)
     door: tuple[str, int] | None = None
     missed: int = 0
     lost: bool = False
@@ -96,19 +96,21 @@ def listed_hosts(path: Path) -> list[Host]:
     names.look_up(line.name for line in lines)
     hosts, alike = [], dict[str, list[Host]]()  # by what two names of one machine may have in common
     for line in lines:
+        foreign = [(line.number, said) for said in line.foreign]
         keys = ["here"] if names.is_here(line.name) else [names.short(line.name), *names.addresses(line.name)]
         known = (host for key in keys for host in alike.get(key, ()))
         host = next((host for host in known if names.is_same(host.name, line.name)), None)
         if host is None:
-            host = Host(line.name, "", line.slots, line.most, line.user, line.port, line.number, line.foreign)
+            host = Host(line.name, "", line.slots, line.most, line.user, line.port, line.number, foreign)
             hosts.append(host)
             host.lost = line.excluded
             for other in alike.get(names.short(line.name), ()):
-                host.foreign.append(f"{line.name} and {other.name} are both {host.own} to mpirun, which starts ranks on one of them")
+                said = f"{line.name} and {other.name} are both {host.own} to mpirun, which starts ranks on one of them"
+                host.foreign.append((line.number, said))
             if not host.is_plain:
-                host.foreign.append(f"{line.name} is this machine, which mpirun knows as {host_name()} or localhost")
+                host.foreign.append((line.number, f"{line.name} is this machine, which mpirun knows as {host_name()} or localhost"))
         elif line.excluded or host.lost:
-            host.lost, host.number, host.foreign = True, line.number if line.excluded else host.number, host.foreign + line.foreign
+            host.lost, host.number, host.foreign = True, line.number if line.excluded else host.number, host.foreign + foreign
         else:
             _once_more(host, line, path)
         for key in keys:
@@ -127,9 +129,9 @@ def _once_more(host: Host, line: hostfile.Line, path: Path) -> None:
     if line.port not in (None, host.port):
         raise HeptiError(f"{one}{also} with another port; mpirun knows one way to a host")
     host.slots = (host.slots or 1) + 1
-    host.foreign += line.foreign
+    host.foreign += [(line.number, said) for said in line.foreign]
     if also and not host.here:
-        host.foreign.append(f"in line {line.number}, {line.name} is the machine of line {host.number}{also}")
+        host.foreign.append((line.number, f"{line.name} is the machine of line {host.number}{also}"))
 
 
 def door_of(host: Host) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -38,6 +39,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
       python -m hepti_mpi doctor hostfiles/pi4.txt
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
     """
+    from hepti_mpi.cluster.hostfile import faults
     from hepti_mpi.cluster.hosts import Host, listed_hosts
     from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launcher_hostfile
     from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, kept_lines, recommended
@@ -64,8 +66,12 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
     else:
         listed = listed_hosts(hostfile) if hostfile else [Host(host_name())]
         asking = replace(asking, ports={host.login: host.port for host in listed if host.port})
-        faulty = [(host, "" if host.lost else host.line) for host in listed if host.foreign]
-        unread = [hostfile_finding(str(hostfile), host.login, host.number, host.foreign, line) for host, line in faulty]
+        for host in (host for host in listed if host.foreign):
+            also = ", and no other of this host" if {number for number, _ in host.foreign} != {host.number} else ""
+            mend = f"take it out, and each other line of {host.login}" if host.lost else f"write the line: {host.line}{also}"
+            unread.append(hostfile_finding(str(hostfile), host.login, host.foreign, mend))
+        for number, said, mend in faults(hostfile.read_bytes()) if hostfile else ():
+            unread.append(hostfile_finding(str(hostfile), host_name(), [(number, said)], mend.format(quote(str(hostfile)))))
         hosts = _ask_hosts([host for host in listed if not host.lost], question)
     found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)

@@ -79,11 +79,11 @@ def findings(asking: Asking, hosts: Mapping[str, Facts | str]) -> list[Finding]:
     return found
 
 
-def hostfile_finding(hostfile: str, host: str, number: int, said: Sequence[str], line: str) -> Finding:
-    """Return what is to be said of a line of the hostfile that mpirun does not read as it is meant: `said`, mended by one line, "" where
-    the host is to be left out."""
-    mend = f"write the line: {line}" if line else f"take it out, and each other line of {host}"
-    return Finding(host, f"{hostfile}, line {number}: {', and '.join(said)}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
+def hostfile_finding(hostfile: str, host: str, said: Sequence[tuple[int, str]], mend: str) -> Finding:
+    """Return what is to be said of lines of the hostfile that mpirun does not read as they are meant, by line, and what mends them."""
+    numbers = sorted({number for number, _ in said})
+    lines = [f"line {number}: {', and '.join(what for other, what in said if other == number)}" for number in numbers]
+    return Finding(host, f"{hostfile}, {'; '.join(lines)}", "mpirun of Open MPI 5 reads it otherwise, or not at all",
                    f"{mend}; doctor --write FOLDER writes one for mpirun, with one rank a host")  # fmt: skip
 
 

@@ -58,7 +58,8 @@ class Written:
 
 
 class Ahead:
-    """How many tokens `answers` are thought to get yet: as many as those that have ended got on average, before that as many as they may."""
+    """How many tokens `answers` are thought to get yet: as many as those that have ended got on average, before that as many as they
+    may."""
 
     def __init__(self, answers: Sequence[Answer]) -> None:
         self.growing = len(answers)
