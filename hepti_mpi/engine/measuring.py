@@ -76,7 +76,8 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
     """Return what kernels take this rank by `clock`, timed for about `seconds`.
 
     `begin` is called before each kernel: ranks that compute beside each other wait there for each other, so that they see each other. None:
-    the others rest; then what this rank's threads wait for each other, which a clock of computing does not see, is in its whole layers.
+    the others rest; then what this rank's threads wait for each other, which a clock of computing does not see, is in its whole layers
+    and in the table of words.
     """
     shapes = [(count, min(length, positions)) for count, length in ATTENDED]
     size = timers.rows * timers.hidden
@@ -117,14 +118,15 @@ def timed(timers: Timers, rows: Sequence[int], positions: int, emulation: Emulat
                         _time(*piece)
     part = 0.0 if emulation.on else 0.25  # an emulated board's shortest time is its own: what took longer waited for this machine
     spent_of = [sorted(found)[int(part * len(found))] for found in times]
+    if begin is None:
+        for place in range(parts_of_layers, len(calls)):
+            spent_of[place] *= _waits(spans[place], times[place])
     curve, spent = [taken / timers.weights for taken in spent_of[: len(rows)]], spent_of[len(rows) :]
     attention = [(work, taken) for (_, work), taken in zip(calls[len(rows) :], spent[: len(shapes)])]
     did = [timers.layers.work(lengths) for lengths in whole if timers.layers is not None]
     took = [(work, taken) for (_, work), taken in zip(calls[len(rows) + 6 :], spent[6:])][: len(behind)]
     cached = [took[place : place + len(BEHIND)] for place in range(0, len(took), len(BEHIND))]  # of each of CACHES
     layers = list(zip(did, spent[6 + len(behind) :]))
-    if begin is None:
-        layers = [(work, taken * _waits(spans[place], times[place])) for place, (work, taken) in enumerate(layers, parts_of_layers)]
     of_texts = [(part.work(texts, behind_few), taken) for (part, texts), taken in zip(steps, spent[6 + len(behind) + len(whole) :])]
     table = [] if timers.table is None else [taken / timers.table[1] for taken in spent_of[behind_texts:]]
     return Timed(rows, curve, attention, spent[2:6], size, layers, cached, of_texts, timers.texts[0].count if steps else 0, table)
