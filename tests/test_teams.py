@@ -17,6 +17,7 @@ from hepti_mpi.models.checkpoints.random import random_model
 from hepti_mpi.models.inputs.requests import Request
 from hepti_mpi.planning import methods, teams
 from hepti_mpi.planning.demand import Demand
+from hepti_mpi.planning.forecast import Forecast
 from hepti_mpi.program import placement as placements
 from hepti_mpi.program.placement import Placement, Stage, Team
 from hepti_mpi.reporting.teams import arrangement_lines, described, duties
@@ -168,6 +169,28 @@ def test_what_threads_take_beside_each_other_is_not_said_of_one_batch_at_a_time(
     found = arranged((20, 9), threads=4)
     slower = found.slowed((2.0, 1.0))
     assert slower.choices[0].seconds == pytest.approx(2 * found.choices[0].seconds) and slower.alone == found.alone
+
+
+@pytest.mark.parametrize("priced, part", [(0.02, 1.0), (0.2, 0.5), (4.0, 0.25)])
+def test_teams_are_tried_by_as_much_of_a_batch_as_takes_no_long_and_believed_on_average(monkeypatch, priced, part):
+    """By a quarter of a short batch, and the soonest of three tries of new threads, 0.7 to 1.3 times of what came was promised."""
+    now, tries, asked = [0.0], [9.0, 1.0, 2.0, 3.0], []  # the first does not count
+    monkeypatch.setattr(teaming, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    world = SimpleNamespace(size=1, barrier=lambda: None, from_root=lambda value: value, gather_all=lambda value: [value])
+    found = arranged((20,))
+    choice = replace(found.choices[0], seconds=priced)
+    found = replace(found, choices=(choice,))
+
+    def run(lengths, embedded):
+        asked.append(list(lengths))
+        assert embedded.shape == (sum(lengths), SPEC.hidden)
+        now[0] += tries[len(asked) - 1] * scale
+
+    crew = SimpleNamespace(leads=True, engine=SimpleNamespace(run=run))
+    scale = Forecast(SPEC, found.profile, choice.team.stages[0].plan).seconds([32] * int(4 * part)) / 1.6
+    slower = teaming.tried.__wrapped__(SimpleNamespace(world=world), SPEC, Demand(128, 32), [crew], found)
+    assert asked == [[32] * int(4 * part)] * 4
+    assert slower.choices[0].seconds == pytest.approx(priced * 2.0 / 1.6, rel=0.01)
 
 
 @pytest.mark.parametrize("more, why", [

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -22,7 +23,8 @@ from hepti_mpi.program.placement import Placement
 from hepti_mpi.tuning.prepare import Goal
 from hepti_mpi.weights.store import Store
 
-TRIED_PART, TRIES = 4, 3  # of a batch is what is tried, and how often after the first
+TRY_SECONDS, LEAST_PART = 0.1, 0.25  # what a try should take, and how much of a batch is tried in any case
+TRIED_SECONDS, TRIES = 0.12, 3  # how long it is tried after the first time, and how often at least: cores that have rested are slow
 BELIEVED = 0.5, 2.0  # times as long as priced
 UNKNOWN = 1e-3  # seconds for each row of a team of which nobody knows
 
@@ -75,18 +77,28 @@ def teamed(
 
 @patiently
 def tried(machine: Machine, spec: ModelSpec, demand: Demand, loaded: Sequence[Crew], found: Arrangement | None) -> Arrangement | None:
-    """Let all teams do a small batch at once, and return what was found as it is at the speeds that they have then: those of one host
-    share caches and memory, and more than the kernels know that were measured. Collective; `found` is rank 0's."""
-    each = round(demand.attended or demand.rows)
-    lengths, world, times = [each] * max(1, demand.rows // TRIED_PART // each), machine.world, list[float]()
+    """Let all teams do a batch at once, or as much of it as takes no long, and return what was found as it is at the speeds that they have
+    then: those of one host share caches and memory, and more than the kernels know that were measured. Collective; `found` is rank 0's."""
+    world, times, each = machine.world, list[float](), round(demand.attended or demand.rows)
+    seconds = max((choice.seconds for choice in found.choices), default=0.0) if found else None
+    part = world.from_root(seconds and min(1.0, max(LEAST_PART, TRY_SECONDS / seconds))) or 1.0
+    lengths = [each] * max(1, int(part * demand.rows) // each)
     embedded = np.zeros((sum(lengths), spec.hidden), np.float32)
-    for _ in range(1 + TRIES):
-        world.barrier()
-        begin = time.perf_counter()
-        if loaded:
-            crews.beside(loaded, lambda crew: crew.engine.run(lengths, embedded if crew.leads else None))
-        times.append(time.perf_counter() - begin)
-    spent = world.gather_all(min(times[1:]))  # a core that has rested, and whatever else the host does, can only make it longer
+    with ThreadPoolExecutor(max(1, len(loaded))) as threads:  # the same each time: where new ones begin they may share a core for a while
+
+        beside = threads.map if len(loaded) > 1 else map  # only this thread may call MPI
+
+        def answer() -> float:
+            world.barrier()
+            begin = time.perf_counter()
+            list(beside(lambda crew: crew.engine.run(lengths, embedded if crew.leads else None), loaded))
+            return time.perf_counter() - begin
+
+        answer()
+        end = time.perf_counter() + TRIED_SECONDS
+        while world.from_root(len(times) < TRIES or time.perf_counter() < end):
+            times.append(answer())
+    spent = world.gather_all(sum(times) / len(times))  # as of a job: what disturbs now and then does so there too
     if found is None:
         return None
     inner, factors = replace(found.profile, edges=Edges()), [1.0] * world.size
