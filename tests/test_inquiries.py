@@ -1,6 +1,7 @@
 """What the routes for texts ask of a model and answer with, without a service."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -41,6 +42,22 @@ def test_what_other_servers_know_is_not_passed_over():
         with pytest.raises(Refused, match="which is not supported here; leave it out") as caught:
             route(served, Fields({"input": "a", "inputs": "a"} | more))
         assert caught.value.status == 422 and caught.value.param in more
+
+
+@pytest.mark.parametrize("route, case, fields, other", [
+    (inquiries.classify, "bert_seqcls", {"input": "a"}, {"inputs": "b"}),
+    (lambda served, fields: inquiries.tokenize(served, fields, 8), "bert_sentence", {"inputs": "a"}, {"prompt": "b"}),
+    (inquiries.rerank, "bert_seqcls", {"query": "q", "documents": ["a"]}, {"texts": ["b"]}),
+])  # fmt: skip
+def test_of_two_fields_that_stand_for_the_same_none_is_passed_over(route, case, fields, other):
+    """/rerank answered the texts, and the documents were gone without a word."""
+    served, name = model(case), next(iter(other))
+    served.spec = replace(served.spec, labels=served.spec.labels[:1])  # of which a reranker has one
+    same = [value for key, value in fields.items() if key != "query"][0]
+    with pytest.raises(Refused, match=f"{name}.* are both given: leave one out") as caught:
+        route(served, Fields(fields | other))
+    assert caught.value.status == 422 and caught.value.param in {*fields, name}
+    assert route(served, Fields(fields | {name: same})) and route(served, Fields({**fields, name: None}))
 
 
 def test_raw_scores_are_those_of_the_model():

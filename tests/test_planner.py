@@ -591,6 +591,8 @@ def test_both_sentences_of_ranks_that_share_a_host_have_the_same_times():
     decision = replace(decision, by_ranks={2: seconds}, with_rank={1: seconds, 2: seconds})
     more, why = reasons(decision)
     assert f"the best plan on 2 ranks {seconds * 1e3:.1f} ms" in more and f"({seconds * 1e3:.1f} ms at best with it" in why
+    *_, why = reasons(replace(decision, with_rank={1: seconds, 2: seconds}, by_ranks={2: 1.1 * seconds}))
+    assert f"({seconds * 1e3:.1f} ms at best with it in the place of another, " in why, "a plan on as few ranks"
     assert why.startswith("ranks 1 and 2 on a ") and "slow each other down by more than prices know" in why
 
 

@@ -80,7 +80,7 @@ def test_a_slice_is_no_exchange():
     (("2.5", None), 0.001, "float32", ["emulated boards: 2.5, -"]),
     (("pi4", "3"), 0.02, "float16", [
         "emulated boards: pi4, 3; 2.0 % of the time messages left later than there: this result does not count; "
-        "measure again with nothing else running, or emulate slower boards, such as pi5*3",
+        "measure again with nothing else running, or emulate slower boards: pi5*3 for pi5, in the lab --slow 3",
         "float16 on the wire: results differ from the exact ones by up to 0.012"]),
     ((None, None), 0, ("float16", "int8", "int8"), [
         "int8 on the wire in 2 of 3 layers: results differ from the exact ones by up to 0.012"]),
@@ -103,7 +103,7 @@ def test_every_record_says_which_boards_were_pretended_and_whether_this_machine_
     text = generation.generation_record(SPEC, [answer], 2.0) | generation.ranks_record(whole, {}, facts, (), 2.0)
     work = {"batches": 1, "requests": 1, "rows": 8, "seconds": 2.0, "predicted_rows_per_second": 5.0}
     team = teams.teams_record(SPEC, whole, [work], facts, 2.0, 2.0, {}, None)
-    mend = "measure again with nothing else running, or emulate slower boards, such as pi5*3"
+    mend = "measure again with nothing else running, or emulate slower boards: pi5*3 for pi5, in the lab --slow 3"
     expected = f"emulated boards: pi4, 2.5; 5.0 % of the time messages left later than there: this result does not count; {mend}"
     for record, lines in ((text, generation.generation_lines(text)), (team, teams.teams_lines(team, ["pi", "pi", "pi"]))):
         assert {key: record["ranks"][1][key] for key in told} == told and "late_seconds" not in record["ranks"][0]

@@ -107,6 +107,9 @@ def test_what_a_request_asks_for_itself():
     assert sampling_of({"stop": "b", "max_tokens": 3, "logit_bias": {"5": 1}}, default) == Sampling(
         temperature=0.7, stop=("b",), max_tokens=3, logit_bias={5: 1}
     )
+    with pytest.raises(InputError, match="max_tokens and max_completion_tokens are both given, 3 and 4: leave one out"):
+        sampling_of({"max_completion_tokens": 4, "max_tokens": 3}, default)
+    assert sampling_of({"max_completion_tokens": 4, "max_tokens": 4}, default).max_tokens == 4
     assert sampling_of({"max_completion_tokens": 4, "temperature": None, "stop": ""}, default) == Sampling(4, 0.7)  # as services take them
     for wrong in ({"stop": 3}, {"logit_bias": {"x": 1}}, {"logit_bias": [1]}):
         with pytest.raises(InputError):

@@ -54,7 +54,9 @@ def left_out(decision: Decision) -> Iterator[str]:
             alike.setdefault(why, {})[rank] = seconds
     for why, ranks in alike.items():
         times = sorted(seconds for seconds in ranks.values() if seconds is not None)
-        price = f" ({_span(times)} ms at best with it, {best * 1e3:.1f} without)" if times else ""
+        more = [seconds for count, seconds in decision.by_ranks.items() if count > len(plan.active)]
+        instead = " in the place of another" if times and more and times[-1] < min(more) else ""
+        price = f" ({_span(times)} ms at best with it{instead}, {best * 1e3:.1f} without)" if times else ""
         verb = "is left out:" if len(ranks) == 1 else "are left out, each because"
         yield f"{named(list(ranks), plan.hosts)} {verb} {why}{price}"
 

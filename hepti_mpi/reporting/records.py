@@ -28,7 +28,7 @@ ASKED = {"tokens": ("texts", "tokens"), "patches": ("images", "patches")}  # wha
 SHORTEST_INPUT = 16  # characters of an input that are shown at least
 MOST_NUMBERS = 4  # of a vector
 MOST_LATE = 0.01  # of the time by which messages left too late; with more, times are not the emulated boards'
-AGAIN = "measure again with nothing else running, or emulate slower boards, such as pi5*3"  # so that they are
+AGAIN = "measure again with nothing else running, or emulate slower boards: pi5*3 for pi5, in the lab --slow 3"  # so that they are
 
 
 @dataclass(frozen=True)

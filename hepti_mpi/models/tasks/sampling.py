@@ -247,8 +247,10 @@ class Sampler:
 def sampling_of(asked: Mapping[str, Any], default: Sampling) -> Sampling:
     """Return `default` with what a request asks for itself; null is the same as left out. Raises InputError."""
     known = {name: asked[name] for name in Sampling.__dataclass_fields__ if asked.get(name) is not None}
-    if asked.get("max_completion_tokens") is not None:  # OpenAI's newer name
-        known["max_tokens"] = asked["max_completion_tokens"]
+    newer = asked.get("max_completion_tokens")  # OpenAI's name
+    if newer is not None and known.setdefault("max_tokens", newer) != newer:
+        given = f"{known['max_tokens']!r:.60} and {newer!r:.60}"
+        raise InputError(f"max_tokens and max_completion_tokens are both given, {given}: leave one out")
     if isinstance(known.get("stop"), str):
         known["stop"] = (known["stop"],) if known["stop"] else ()
     elif "stop" in known:

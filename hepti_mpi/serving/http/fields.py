@@ -43,6 +43,13 @@ class Fields:
             raise Refused(422, f"{name} is missing", name)
         return self.values[name]
 
+    def one_of(self, *names: str) -> str:
+        """Return which of several fields, that stand for the same, is there: the first where none is, or where all say the same."""
+        given = [name for name in names if name in self.values]
+        if any(self.values[name] != self.values[given[0]] for name in given):
+            raise Refused(422, f"{' and '.join(given)} are both given: leave one out", given[1])
+        return given[0] if given else names[0]
+
     def text(self, name: str, default: str | None = None) -> str:
         value = self.any(name) if default is None else self.values.get(name, default)
         return sound(name, value)

@@ -82,7 +82,7 @@ def chat(model: Model, fields: Fields, room: int) -> Wanted:
     top, is_told = int(fields.number("top_logprobs", 0, MOST_LOGPROBS, whole=True) or 0), fields.flag("logprobs", False)
     if top and not is_told:
         raise Refused(422, f"top_logprobs is {top}, and nothing is told of tokens without logprobs: give logprobs true", "top_logprobs")
-    most = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
+    most = fields.one_of("max_tokens", "max_completion_tokens")
     wanted = _wanted(model, fields, (True, [prompt], [text]), most, (room, room), top if is_told else None)
     if tools and wanted.sampling.schema is not None:
         raise Refused(422, 'response_format and tools do not go together: a call is none; give tool_choice "none"', "response_format")

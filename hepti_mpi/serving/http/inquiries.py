@@ -127,11 +127,11 @@ def rerank(model: Model, fields: Fields) -> Inquiry:
     check_name(model, fields)
     check_kept(model, fields)
     model.check_ranks()
-    query, plain = fields.text("query"), "texts" in fields
-    name = "texts" if plain else "documents"
+    query, name = fields.text("query"), fields.one_of("documents", "texts")
+    plain = name == "texts"
     texts = [sound(name, one.get("text") if isinstance(one, dict) else one) for one in listed(name, fields.any(name), alone=False)]
     most = fields.number("top_n", 1, 1 << 20, whole=True)
-    raw, whole = fields.flag("raw_scores", False), fields.flag("return_text" if plain else "return_documents", False)
+    raw, whole = fields.flag("raw_scores", False), fields.flag("return_text", False) or fields.flag("return_documents", False)
     requests = model.texts([(query, text) for text in texts])
 
     def reply(results: Sequence[Result]) -> Any:
@@ -183,7 +183,7 @@ def classify(model: Model, fields: Fields) -> Inquiry:
     """/classify of texts, or of pictures in data URLs."""
     check_name(model, fields)
     check_kept(model, fields)
-    texts, _ = fields.texts("input" if "input" in fields or "inputs" not in fields else "inputs")
+    texts, _ = fields.texts(fields.one_of("input", "inputs"))
     if model.takes_pictures:
         return classes(model, model.pictures([data_url("input", text) for text in texts]))
     return classes(model, model.texts(texts))
@@ -212,7 +212,7 @@ def _classes(model: Model, requests: list[Request], results: Sequence[Result]) -
 def tokenize(model: Model, fields: Fields, room: int) -> Any:
     """/tokenize: as text-embeddings-inference answers `inputs`, and as vLLM answers `prompt`. Asks nobody. `room`: tokens that the service
     takes of one text, with its answer where it writes."""
-    name = "prompt" if "prompt" in fields else "inputs"
+    name = fields.one_of("inputs", "prompt")
     if model.takes_pictures:
         raise InputError(f"model {model.spec.name} takes pictures: it has no tokens")
     texts = fields.texts(name)[0] if name == "inputs" else [fields.text(name)]
