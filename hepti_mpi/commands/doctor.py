@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from shlex import quote
@@ -20,6 +20,7 @@ from hepti_mpi.weights.places import DEFAULT_STORE, WEIGHTS
 if TYPE_CHECKING:
     from hepti_mpi.cluster.hosts import Host
     from hepti_mpi.comm.ranks import Comm
+    from hepti_mpi.doctor.findings import Finding
 
 ASK_SECONDS = 30.0
 
@@ -39,10 +40,9 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
       python -m hepti_mpi doctor hostfiles/pi4.txt
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
     """
-    from hepti_mpi.cluster.hostfile import faults
     from hepti_mpi.cluster.hosts import Host, listed_hosts
     from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launcher_hostfile
-    from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, hostfile_finding, kept_lines, recommended
+    from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, kept_lines, recommended
     from hepti_mpi.documents import check_place, whole_file
     from hepti_mpi.errors import HeptiError, reason_of
 
@@ -66,12 +66,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
     else:
         listed = listed_hosts(hostfile) if hostfile else [Host(host_name())]
         asking = replace(asking, ports={host.login: host.port for host in listed if host.port})
-        for host in (host for host in listed if host.foreign):
-            also = ", and no other of this host" if {number for number, _ in host.foreign} != {host.number} else ""
-            mend = f"take it out, and each other line of {host.login}" if host.lost else f"write the line: {host.line}{also}"
-            unread.append(hostfile_finding(str(hostfile), host.login, host.foreign, mend))
-        for number, said, mend in faults(hostfile.read_bytes()) if hostfile else ():
-            unread.append(hostfile_finding(str(hostfile), host_name(), [(number, said)], mend.format(quote(str(hostfile)))))
+        unread = list(_unread(hostfile, listed)) if hostfile else []
         hosts = _ask_hosts([host for host in listed if not host.lost], question)
     found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)
@@ -95,6 +90,20 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
     SCREEN.document({"format": "hepti-doctor", "format_version": 1, "hosts": hosts, "findings": told, "line": line})
     if found:
         context.exit(2)
+
+
+def _unread(hostfile: Path, listed: "Sequence[Host]") -> "Iterator[Finding]":
+    """Yield what mpirun does not read of a hostfile as it is meant: of each host's lines, and of the file."""
+    from hepti_mpi.cluster.hostfile import faults
+    from hepti_mpi.comm.launcher import host_name
+    from hepti_mpi.doctor.findings import hostfile_finding
+
+    for host in (host for host in listed if host.foreign):
+        also = ", and no other of this host" if {number for number, _ in host.foreign} != {host.number} else ""
+        mend = f"take it out, and each other line of {host.login}" if host.lost else f"write the line: {host.line}{also}"
+        yield hostfile_finding(str(hostfile), host.login, host.foreign, mend)
+    for number, said, mend in faults(hostfile.read_bytes()):
+        yield hostfile_finding(str(hostfile), host_name(), [(number, said)], mend.format(quote(str(hostfile))))
 
 
 def _the_store() -> Path | None:

@@ -101,6 +101,7 @@ class Kept:
         self.journal: Journal | None = None
         self.finished, self.refused = Answers(), dict[int, Finished]()
         self.begun = Begun()
+        self.texts: dict[str, Any] | None = None  # what is asked of each text, where answers are texts
         self.count: int | None = None
         self.meter: Meter | None = None
         self.record: dict[str, Any] | None = None
@@ -143,7 +144,7 @@ class Kept:
         """Open the journal when ranks begin for the first time; later starts must be of the same input."""
         head = {"requests": record["requests"], **record["head"]}
         if self.count is None:
-            self.count, self.head = record["requests"], head
+            self.count, self.head, self.texts = record["requests"], head, head.get("texts")
             if self.already is not None:
                 self.already.check(head)
             elif self.output is not None:
