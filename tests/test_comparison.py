@@ -87,8 +87,10 @@ def test_what_is_possible_is_told(samples):
 def test_a_method_whose_messages_left_later_than_from_its_boards_does_not_count(samples):
     assert "does not count" not in table_of(samples)
     late = samples | {"megatron": replace(samples["megatron"], late_part=0.034)}
-    assert table_of(late).splitlines()[-2:] == ["megatron does not count: 3.4 % of its time messages left later than from its boards",
-                                                "measure again with nothing else running, or emulate slower boards: pi5*3 for pi5, in the lab --slow 3"]
+    assert table_of(late).splitlines()[-2:] == [
+        "megatron does not count: 3.4 % of its time messages left later than from its boards",
+        "measure again with nothing else running, or emulate slower boards: pi5*3 for pi5, in the lab --slow 3",
+    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])
