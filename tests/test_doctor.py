@@ -256,6 +256,15 @@ def test_the_exit_code_is_a_processes(tmp_path):
         assert done.returncode == 2 and "gone" in done.stdout + done.stderr, done
 
 
+def test_the_faults_of_a_hostfile_that_is_a_pipe_are_told():
+    """It can be read once only."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("OMPI_COMM", "PMI"))}
+    command = [sys.executable, "-m", "hepti_mpi", "doctor", "-q", "/dev/stdin"]
+    done = subprocess.run(command, input="localhost slots=1\r\n# end", capture_output=True, text=True, env=clean, timeout=300)
+    assert done.returncode == 2 and "/dev/stdin, line 1: it ends with a carriage return" in done.stdout, done
+    assert "/dev/stdin, line 2: the file ends within a comment" in done.stdout
+
+
 def test_what_is_recommended():
     line, files = recommended(ASKING, cluster(), "hosts.txt")
     mpirun = f"{Path(PYTHON).parent}/mpirun -hostfile hosts.txt --bind-to none"

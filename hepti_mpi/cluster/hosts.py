@@ -83,14 +83,24 @@ def read_hosts(path: Path) -> list[Host]:
 
 def listed_hosts(path: Path) -> list[Host]:
     """Read a hostfile like read_hosts; those that it wants to be left out are `lost`."""
+    return hosts_of(content_of(path), path)
+
+
+def content_of(path: Path) -> bytes:
+    """Return what is in a hostfile, which may be a pipe. Raises HeptiError."""
     try:
-        content = path.read_bytes()
-        if content.startswith(b"\x89HDF"):
-            raise HeptiError("it is a weight store; name the file with the hosts here, and the store as STORE or with --weights")
-        lines = hostfile.parse(content)
+        return path.read_bytes()
     except OSError as error:
         mend = "; write one with a line for each host, such as: pi4-1 slots=1" * (isinstance(error, FileNotFoundError))
         raise HeptiError(f"hostfile {path} cannot be read: {reason_of(error)}{mend}") from None
+
+
+def hosts_of(content: bytes, path: Path) -> list[Host]:
+    """Return the hosts of what is in a hostfile, as listed_hosts does."""
+    try:
+        if content.startswith(b"\x89HDF"):
+            raise HeptiError("it is a weight store; name the file with the hosts here, and the store as STORE or with --weights")
+        lines = hostfile.parse(content)
     except HeptiError as error:
         raise HeptiError(f"hostfile {path}, {error}" if str(error).startswith("line") else f"hostfile {path}: {error}") from None
     names.look_up(line.name for line in lines)

@@ -40,7 +40,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
       python -m hepti_mpi doctor hostfiles/pi4.txt
       mpirun -hostfile hostfiles/pi4.txt python -m hepti_mpi doctor
     """
-    from hepti_mpi.cluster.hosts import Host, listed_hosts
+    from hepti_mpi.cluster.hosts import Host, content_of, hosts_of
     from hepti_mpi.comm.launcher import host_name, launched, launched_rank, launcher_hostfile
     from hepti_mpi.doctor.findings import Asking, finding_lines, findings, host_lines, kept_lines, recommended
     from hepti_mpi.documents import check_place, whole_file
@@ -64,9 +64,10 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         if hosts is None:
             return
     else:
-        listed = listed_hosts(hostfile) if hostfile else [Host(host_name())]
+        content = content_of(hostfile) if hostfile else b""
+        listed = hosts_of(content, hostfile) if hostfile else [Host(host_name())]
         asking = replace(asking, ports={host.login: host.port for host in listed if host.port})
-        unread = list(_unread(hostfile, listed)) if hostfile else []
+        unread = list(_unread(hostfile, content, listed)) if hostfile else []
         hosts = _ask_hosts([host for host in listed if not host.lost], question)
     found = [*unread, *findings(asking, hosts)]
     line, files = recommended(asking, hosts, named)
@@ -92,7 +93,7 @@ def doctor(context: click.Context, hostfile: Path | None, weights: Path | None, 
         context.exit(2)
 
 
-def _unread(hostfile: Path, listed: "Sequence[Host]") -> "Iterator[Finding]":
+def _unread(hostfile: Path, content: bytes, listed: "Sequence[Host]") -> "Iterator[Finding]":
     """Yield what mpirun does not read of a hostfile as it is meant: of each host's lines, and of the file."""
     from hepti_mpi.cluster.hostfile import faults
     from hepti_mpi.comm.launcher import host_name
@@ -102,7 +103,7 @@ def _unread(hostfile: Path, listed: "Sequence[Host]") -> "Iterator[Finding]":
         also = ", and no other of this host" if {number for number, _ in host.foreign} != {host.number} else ""
         mend = f"take it out, and each other line of {host.login}" if host.lost else f"write the line: {host.line}{also}"
         yield hostfile_finding(str(hostfile), host.login, host.foreign, mend)
-    for number, said, mend in faults(hostfile.read_bytes()):
+    for number, said, mend in faults(content):
         yield hostfile_finding(str(hostfile), host_name(), [(number, said)], mend.format(quote(str(hostfile))))
 
 
