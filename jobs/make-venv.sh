@@ -47,13 +47,13 @@ make_venv() {
 }
 
 if [ -f .venv/bin/activate ] && ! grep -qF "$PWD/.venv" .venv/bin/activate; then
-    fail "$PWD/.venv was made for another folder; remove it with: rm -r $PWD/.venv"
+    fail "$PWD/.venv was made for another folder; remove it with: rm -r $(printf %q "$PWD/.venv")"
 fi
 "$python" -m pip --version >/dev/null 2>&1 || make_venv
-is_recent "$python" || fail "$PWD/.venv has $("$python" -V) and 3.10 or newer is needed; remove it with: rm -r $PWD/.venv"
+is_recent "$python" || fail "$PWD/.venv has $("$python" -V) and 3.10 or newer is needed; remove it with: rm -r $(printf %q "$PWD/.venv")"
 release() { "$1" -c 'import sys; print(*sys.version_info[:2], sep=".")' 2>/dev/null; }
 [ -z "${PYTHON:-}" ] || [ "$(release "$PYTHON")" = "$(release "$python")" ] ||
-    fail "PYTHON=$PYTHON chooses for a new .venv, and the one here has $("$python" -V); remove it first: rm -r $PWD/.venv"
+    fail "PYTHON=$PYTHON chooses for a new .venv, and the one here has $("$python" -V); remove it first: rm -r $(printf %q "$PWD/.venv")"
 
 # A stamp per set of extras and per requirements file holds the hash of what was installed.
 hash_of() { "$python" -c 'import hashlib, sys; print(hashlib.sha256(b"".join(open(f, "rb").read() for f in sys.argv[1:])).hexdigest())' "$@"; }

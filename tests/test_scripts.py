@@ -143,21 +143,23 @@ def test_an_environment_of_nothing_is_refused(words, said):
 
 
 def test_an_interpreter_that_an_environment_has_not_is_refused(tmp_path):
-    """The one that is there was taken without a word."""
-    (tmp_path / "jobs").mkdir()
-    (tmp_path / "jobs" / "make-venv.sh").write_text((JOBS / "make-venv.sh").read_text())
-    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", tmp_path / ".venv"], check=True)
-    command = ["bash", str(tmp_path / "jobs" / "make-venv.sh"), "mpi"]
+    """The one that is there was taken without a word. What removes it is a command that may be typed, also in a folder with a blank."""
+    checkout = tmp_path / "my boards"
+    (checkout / "jobs").mkdir(parents=True)
+    (checkout / "jobs" / "make-venv.sh").write_text((JOBS / "make-venv.sh").read_text())
+    subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", "--without-pip", checkout / ".venv"], check=True)
+    command = ["bash", str(checkout / "jobs" / "make-venv.sh"), "mpi"]
     done = subprocess.run(command, env=os.environ | {"PYTHON": "python3.99"}, capture_output=True, text=True)
     has = ".".join(map(str, sys.version_info[:3]))
-    said = f"error: PYTHON=python3.99 chooses for a new .venv, and the one here has Python {has}; remove it first: rm -r {tmp_path}/.venv\n"
-    assert (done.returncode, done.stderr) == (1, said)
+    said, _, typed = done.stderr.partition("; remove it first: ")
+    assert (done.returncode, said) == (1, f"error: PYTHON=python3.99 chooses for a new .venv, and the one here has Python {has}")
+    assert shlex.split(typed) == ["rm", "-r", f"{checkout}/.venv"]
 
 
 def test_settings_are_not_touched_where_they_are_right(tmp_path):
     """A checkout that cannot be written, with all that it needs, did not even start."""
     venv = tmp_path / "venv"
-    for name in ("bin/mpirun", "bin/activate", "etc/prte-mca-params.conf"):
+    for name in ("bin/python", "bin/mpirun", "bin/activate", "etc/prte-mca-params.conf"):
         (venv / name).parent.mkdir(parents=True, exist_ok=True)
         (venv / name).touch(mode=0o755)
     settings = venv / "etc/prte-mca-params.conf"
@@ -169,3 +171,19 @@ def test_settings_are_not_touched_where_they_are_right(tmp_path):
     inode = settings.stat().st_ino
     subprocess.run(command, check=True)
     assert settings.read_text() == found and settings.stat().st_ino == inode
+
+
+def test_settings_name_the_command_that_makes_what_is_missing(tmp_path):
+    """Of a folder without Python they named that Python's pip."""
+    venv = tmp_path / "my venv"
+
+    def said() -> tuple[int, str]:
+        done = subprocess.run(["bash", str(JOBS / "openmpi-settings.sh"), str(venv)], capture_output=True, text=True)
+        return done.returncode, done.stderr
+
+    assert said() == (1, f"error: {venv} is no Python environment; make one in the checkout with: bash jobs/make-venv.sh mpi\n")
+    (venv / "bin").mkdir(parents=True)
+    (venv / "bin/python").symlink_to(sys.executable)
+    code, sentence = said()
+    command = shlex.split(sentence.partition("install it with: ")[2])
+    assert code == 1 and command[0] == f"{venv}/bin/python" and command[1:4] == ["-m", "pip", "install"]
