@@ -98,20 +98,21 @@ def of_texts(speeds: Speeds, timed: Timed) -> Speeds:
 
 def together(speeds: Speeds, rows: Sequence[int], whole: Took) -> Speeds:
     """Return speeds by which whole layers take the seconds that they took: what is beyond their parts, which were timed one by one, is
-    put into the curve of products, by rows. That is the starts of some twenty small kernels a layer, and caches that the parts had to
-    themselves.
+    put into the curve of products, by rows. That is the starts of some twenty small kernels a layer, which few rows take as well as many,
+    and caches that the parts had to themselves, which many feel as much more as they compute.
 
     `whole`: work and seconds of batches, by rising numbers of rows.
     """
     at, more = [], []
     for work, seconds in whole:
-        products = _products(speeds, rows, work)
+        products, weights = _products(speeds, rows, work), sum(float(product[1]) for product in work.products)
         beyond = seconds - speeds.segment_seconds - _others(speeds, work)
         at.append(float(work.products[0][0]))
-        more.append(max(beyond, LEAST_PART * products) / products)
-    factors = np.interp(rows, at, more)
-    curve = [float(factor) * seconds for factor, seconds in zip(factors, speeds.gemm_seconds_per_weight)]
-    return replace(speeds, gemm_seconds_per_weight=tuple(_rising(curve)))
+        more.append((beyond - products) / weights)
+    alone = np.array(speeds.gemm_seconds_per_weight)
+    growing = np.maximum(alone / np.interp(at[-1], rows, alone), 1.0)  # behind the most rows that were timed
+    curve = np.maximum(alone + np.interp(rows, at, more) * growing, LEAST_PART * alone)
+    return replace(speeds, gemm_seconds_per_weight=tuple(_rising(curve.tolist())))
 
 
 def laying_out(speeds: Speeds, rows: Sequence[int], alike: Took, padded: tuple[Work, float]) -> float:

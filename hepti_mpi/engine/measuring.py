@@ -29,7 +29,7 @@ RETRIES = 8  # times more that an emulated board's kernel is timed where this ma
 QUICKLY = 0.25  # of the time that a real board's kernels are called: of an emulated one, one call that is in time says all
 ATTENDED = (16, 16), (1, 192)  # (requests, length) of the two batches whose attention is timed
 BEHIND = 128, 1024  # rows of a text in a cache to which one more attends
-WHOLE = (8,) * 8, (24,) * 8, (24, *(8,) * 7)  # lengths of those that go through whole layers: in the last one most are padded
+WHOLE = (8,), (8,) * 8, (24,) * 8, (24, *(8,) * 7)  # lengths of those that go through whole layers: in the last one most are padded
 HELD = 16  # so many times the weights of whole layers of texts fit into memory: those of a large model take several times theirs to load
 PROBE_ROWS = (1, 8, 16, 24, 32, 48, 64, 96, 128, 192)
 
